@@ -1,0 +1,1 @@
+"""The executor: programs, storage, threads, caches and packages."""
