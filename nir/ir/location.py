@@ -1,0 +1,48 @@
+"""Where an op came from: the user's line, an importer's node, or a builder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from types import FrameType
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Location:
+    """A source line (``model.py:16``); ``line`` 0 names something that has no lines."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+    __repr__ = __str__
+
+
+Locations = frozenset[Location]
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_DISPLAY: dict[str, str] = {}
+
+
+def display_path(filename: str) -> str:
+    """``filename`` relative to the working directory where it lies below it."""
+    shown = _DISPLAY.get(filename)
+    if shown is None:
+        relative = os.path.relpath(filename) if os.path.isabs(filename) else filename
+        shown = filename if relative.startswith("..") else relative
+        _DISPLAY[filename] = shown
+    return shown
+
+
+def caller() -> Location:
+    """The innermost line on the stack that is not nir's own: the line to name in messages."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        if not filename.startswith((_PACKAGE, "<frozen", "<string>")):
+            return Location(display_path(filename), frame.f_lineno)
+        frame = frame.f_back
+    return Location("unknown", 0)

@@ -1,0 +1,186 @@
+"""`Value` and `Op`: an op is one class, and an instance of it is a node of a graph.
+
+A subclass is a frozen dataclass that holds the target-independent facts of the op and nothing
+else: operands and attributes as fields, the type rule, the numpy reference, the gradient and the
+samples that the table-driven tests run. A missing fact is an error when the class is made.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+
+from nir.ir.dim import Dim, Poly, evaluate
+from nir.ir.location import Location
+from nir.ir.types import TensorType
+
+Kind = Literal["elementwise", "movement", "reduction", "contraction", "source", "control", "other"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Value:
+    """The result of an op or an input of a graph: an id, unique in its builder, and a type."""
+
+    id: int
+    type: TensorType
+
+    def __repr__(self) -> str:
+        return f"%{self.id}: {self.type}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Inputs for the table-driven tests: operand arrays in order, and attributes.
+
+    ``differentiable`` False keeps a sample out of the gradient tests (a tie, a kink, an integer).
+    """
+
+    operands: tuple[np.ndarray, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    differentiable: bool = True
+
+
+# name -> class, for the parser, the tests over all ops and the generated op table.
+OPS: dict[str, type[Op]] = {}
+
+_OPERAND = {"Value": "one", "tuple[Value, ...]": "many", "Value | None": "optional"}
+_FACTS = ("infer", "ref", "grad", "samples")
+
+
+def snake_case(name: str) -> str:
+    """LogSoftmax -> log_softmax, Conv2d -> conv2d, MaxPool2dGrad -> max_pool2d_grad."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class Op:
+    """Base of all ops. ``results`` and ``locs`` are filled in by the Builder."""
+
+    results: tuple[Value, ...] = ()
+    locs: frozenset[Location] = frozenset()
+
+    name: ClassVar[str]
+    kind: ClassVar[Kind] = "other"
+    # Two equal ops on equal operands give equal results, so cse may merge them.
+    pure: ClassVar[bool] = True
+    # (field name, "one" | "many" | "optional") of each operand, and names of attributes.
+    operand_fields: ClassVar[tuple[tuple[str, str], ...]]
+    attribute_fields: ClassVar[tuple[str, ...]]
+
+    def __init_subclass__(cls) -> None:
+        if cls.__name__.startswith("_"):  # a base shared by several ops, not an op
+            return
+        missing = [f for f in _FACTS if getattr(cls, f, None) is getattr(Op, f)]
+        if missing or not cls.__doc__:
+            raise TypeError(f"op {cls.__name__} lacks {', '.join(missing) or 'a docstring'}")
+        cls.name = cls.__dict__.get("name") or snake_case(cls.__name__)
+        annotations: dict[str, str] = {}
+        for base in reversed(cls.__mro__):
+            if issubclass(base, Op) and base is not Op:
+                annotations.update(
+                    (k, v) for k, v in base.__dict__.get("__annotations__", {}).items()
+                    if not str(v).startswith("ClassVar")
+                )  # fmt: skip
+        cls.operand_fields = tuple((n, _OPERAND[a]) for n, a in annotations.items() if a in _OPERAND)
+        cls.attribute_fields = tuple(n for n, a in annotations.items() if a not in _OPERAND)
+        OPS[cls.name] = cls
+
+    # ---- facts, one per op ---------------------------------------------------------------------
+
+    def infer(self) -> tuple[TensorType, ...]:
+        """The types of the results. Raises ShapeError or DTypeError on operands that do not fit."""
+        raise NotImplementedError
+
+    def ref(self, *operands: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The results in numpy, for concrete attributes: the meaning of the op."""
+        raise NotImplementedError
+
+    def grad(self, operands: Sequence[Any], results: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+        """One cotangent (or None) per operand. All arguments are `nir.ops.expr.Expr`.
+
+        A cotangent is None where nothing flows back to that result. Raises NotDifferentiable.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def samples(cls) -> Sequence[Sample]:
+        """Inputs that show the op, its edge cases included."""
+        raise NotImplementedError
+
+    def decompose(self, operands: Sequence[Any]) -> Sequence[Any] | None:
+        """The op in terms of simpler ones (Expr in, one Expr per result out), or None."""
+        return None
+
+    # ---- structure -----------------------------------------------------------------------------
+
+    @property
+    def result(self) -> Value:
+        """The only result."""
+        (value,) = self.results
+        return value
+
+    @property
+    def operands(self) -> tuple[Value, ...]:
+        """All operands, in order, variadic ones flattened and absent ones left out."""
+        out: list[Value] = []
+        for name, arity in self.operand_fields:
+            value = getattr(self, name)
+            if arity == "one":
+                out.append(value)
+            elif arity == "many":
+                out.extend(value)
+            elif value is not None:
+                out.append(value)
+        return tuple(out)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.attribute_fields}
+
+    def map_operands(self, fn: Callable[[Value], Value]) -> Self:
+        """This op with each operand replaced; the same object if none changes."""
+        changes: dict[str, Any] = {}
+        for name, arity in self.operand_fields:
+            old = getattr(self, name)
+            if old is None:
+                continue
+            if arity == "many":
+                new: Any = tuple(map(fn, old))
+                same = all(a is b for a, b in zip(old, new, strict=True))
+            else:
+                new = fn(old)
+                same = new is old
+            if not same:
+                changes[name] = new
+        return replace(self, **changes) if changes else self
+
+    def bind(self, env: Mapping[str, int]) -> Self:
+        """This op with the symbols in its attributes replaced by numbers."""
+        changes = {}
+        for name in self.attribute_fields:
+            old = getattr(self, name)
+            new = bind_attribute(old, env)
+            if new is not old:
+                changes[name] = new
+        return replace(self, **changes) if changes else self
+
+    def regions(self) -> Iterator[tuple[str, Any]]:
+        """(attribute name, Graph) of each region, for ops that hold closed graphs."""
+        return iter(())
+
+
+def bind_attribute(value: Any, env: Mapping[str, Dim]) -> Any:
+    """``value`` with symbolic dimensions evaluated, through nested tuples; itself if unchanged."""
+    if isinstance(value, Poly):
+        return evaluate(value, env)
+    if isinstance(value, tuple):
+        new = tuple(bind_attribute(v, env) for v in value)
+        return value if all(a is b for a, b in zip(value, new, strict=True)) else new
+    return value
+
+
+assert fields(Op)  # the base is a dataclass; subclasses rely on its keyword-only fields
