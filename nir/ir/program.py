@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from nir.ir.dim import Dim
 from nir.ir.location import Location
@@ -17,13 +17,18 @@ from nir.ir.types import TensorType
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What passes may know of a machine. ``kernels`` maps op names to what covers them."""
+    """What passes may know of a machine.
+
+    ``kernels`` maps the name of an op to the entry of the target's table that covers it, and
+    ``epilogues`` names those whose kernels call a generated loop on each finished tile.
+    """
 
     name: Literal["cpu", "cuda", "interp"]
     isa: str = "avx512"
     threads: int = 1
     numerics: Literal["strict", "fast"] = "strict"
-    kernels: Mapping[str, object] = field(default_factory=dict)
+    kernels: Mapping[str, Any] = field(default_factory=dict)
+    epilogues: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
