@@ -1,0 +1,316 @@
+"""Memory planning: every result gets a place in one arena, in an output, or in another's storage.
+
+Values whose lifetimes do not meet share bytes. Sizes may be symbolic: offsets are polynomials, and
+one buffer lies below another only when that holds for every assignment of sizes (coefficient by
+coefficient), so one plan serves every batch size and `peak` is an expression.
+
+requires: `fuse`; a fixed order of ops.  ensures: graph.plan covers every result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nir.ir.dim import Dim, Monomial, Poly, evaluate
+from nir.ir.graph import Builder, Graph, MemoryPlan, Placement
+from nir.ir.op import Op, Value
+from nir.ir.program import Target
+from nir.ops import Constant, Reshape
+from nir.ops.fused import Fused
+
+_ALIGN = 64
+# Symbols take this value when buffers are compared for size; any choice is correct.
+_TYPICAL = 64
+# Gaps tried for a buffer before it goes on top of all others.
+_TRIES = 128
+
+
+@dataclass(eq=False)
+class _Storage:
+    """Values that share one piece of memory."""
+
+    values: list[Value]
+    size: Dim
+    start: int
+    end: int
+    home: tuple[str, int] | None = None  # ("output", k), ("input", i), ("const", number)
+    offset: Dim = 0
+
+
+def plan_memory(graph: Graph, target: Target) -> Graph:
+    """``graph`` with a `MemoryPlan`; outputs that are inputs or repeat become stored copies."""
+    graph = _separate_outputs(graph)
+    storages = _storages(graph)
+    _share_in_place(graph, storages)
+    arena = _pack([s for s in _unique(storages) if s.home is None])
+    placements: dict[int, Placement] = {}
+    number = graph.number
+    for op in graph.nodes:
+        for v in op.results:
+            s = storages[v]
+            match s.home:
+                case None:
+                    placements[number[v]] = Placement("arena", s.offset)
+                case ("output", k):
+                    placements[number[v]] = Placement("output", 0, k)
+                case _:
+                    # A view of an input or a constant: named by the value whose storage it is.
+                    base = s.values[0]
+                    if base is not v:
+                        placements[number[v]] = Placement("alias", 0, number[base])
+    return graph.with_(plan=MemoryPlan(arena, placements, _donations(graph, storages)))
+
+
+def _separate_outputs(graph: Graph) -> Graph:
+    """Make each output a result of its own: a copy where it is an input, a constant or repeats."""
+    b = Builder(graph.name)
+    b.inputs, b.input_names = list(graph.inputs), list(graph.input_names)
+    b.nodes = list(graph.nodes)
+    b._next = 1 + max((v.id for v in graph.number), default=-1)
+    outputs: list[Value] = []
+    taken: set[Value] = set()
+    for v in graph.outputs:
+        base = _base(graph, v)
+        op = graph.producer.get(base)
+        if op is None or isinstance(op, Constant) or base in taken:
+            locs = graph.producer[v].locs if v in graph.producer else _reader_locs(graph, v)
+            (v,) = b.emit(Reshape(v, v.type.shape), locs)
+            base = v
+        taken.add(base)
+        outputs.append(v)
+    return b.build(outputs, donate=graph.donate)
+
+
+def _reader_locs(graph: Graph, v: Value) -> frozenset:  # type: ignore[type-arg]
+    for op in graph.users[v]:
+        return op.locs
+    for op in graph.nodes:
+        return op.locs
+    return None  # type: ignore[return-value]
+
+
+def is_alias(graph: Graph, op: Op) -> bool:
+    """Whether ``op`` only renames its operand's storage (a stored copy for an output does not)."""
+    if not isinstance(op, Reshape):
+        return False
+    return not (op.x.type.shape == op.shape and op.result in graph.outputs)
+
+
+def _base(graph: Graph, v: Value) -> Value:
+    op = graph.producer.get(v)
+    while op is not None and is_alias(graph, op):
+        v = op.operands[0]
+        op = graph.producer.get(v)
+    return v
+
+
+def _storages(graph: Graph) -> dict[Value, _Storage]:
+    """One storage for each value and its aliases, with lifetimes in node positions."""
+    end = len(graph.nodes)
+    table: dict[Value, _Storage] = {}
+    for k, v in enumerate(graph.inputs):
+        table[v] = _Storage([v], v.type.nbytes, -1, end, ("input", k))
+    for i, op in enumerate(graph.nodes):
+        for v in op.operands:
+            table[v].end = max(table[v].end, i)
+        if is_alias(graph, op):
+            s = table[op.operands[0]]
+            s.values.append(op.results[0])
+            table[op.results[0]] = s
+            continue
+        for v in op.results:
+            home = ("const", graph.number[v]) if isinstance(op, Constant) else None
+            table[v] = _Storage([v], v.type.nbytes, i, i, home)
+    for k, v in enumerate(graph.outputs):
+        table[v].end = end
+        table[v].home = ("output", k)
+    return table
+
+
+def _unique(storages: dict[Value, _Storage]) -> list[_Storage]:
+    return list({id(s): s for s in storages.values()}.values())
+
+
+def _identity_reads(op: Op) -> list[tuple[Value, Value]]:
+    """(operand, result) pairs of a map in which the result may take the operand's place.
+
+    That is so when every element of the operand is read for the same element of the results only.
+    """
+    if not (isinstance(op, Fused) and op.form == "map"):
+        return []
+    body = op.body
+    space = op.results[0].type.shape
+    pairs = []
+    for outer, inner in zip(op.inputs, body.inputs, strict=True):
+        whole = outer.type.shape == space and op.inputs.count(outer) == 1
+        if whole and all(u.kind == "elementwise" for u in body.users[inner]):
+            # What elementwise ops make of it must not be moved either.
+            if _moved(body, inner):
+                continue
+            for r in op.results:
+                if r.type.dtype.itemsize == outer.type.dtype.itemsize:
+                    pairs.append((outer, r))
+    return pairs
+
+
+def _moved(body: Graph, v: Value) -> bool:
+    """Whether a movement op reads ``v`` or anything computed from it."""
+    stack, seen = [v], set()
+    while stack:
+        for u in body.users[stack.pop()]:
+            if u.kind != "elementwise":
+                return True
+            for r in u.results:
+                if r not in seen:
+                    seen.add(r)
+                    stack.append(r)
+    return False
+
+
+def _share_in_place(graph: Graph, storages: dict[Value, _Storage]) -> None:
+    """Let a result take over the storage of an operand that dies at its op."""
+    for i, op in enumerate(graph.nodes):
+        used: set[int] = set()
+        for x, r in _identity_reads(op):
+            a, b = storages[x], storages[r]
+            if a is b or id(a) in used or id(b) in used:
+                continue
+            free = a.home is None and a.end == i and b.start == i and a.size == b.size
+            if not free:
+                continue
+            used |= {id(a), id(b)}
+            a.values.extend(b.values)
+            a.end, a.home = b.end, b.home
+            for v in b.values:
+                storages[v] = a
+            used.add(id(a))
+
+
+def _donations(graph: Graph, storages: dict[Value, _Storage]) -> tuple[tuple[int, int], ...]:
+    """The donated inputs whose last reader may write the output in place."""
+    position = {op: i for i, op in enumerate(graph.nodes)}
+    readers: dict[int, list[int]] = {}
+    for i, op in enumerate(graph.nodes):
+        for v in op.operands:
+            readers.setdefault(id(storages[v]), []).append(i)
+    kept = []
+    for source, out in graph.donate:
+        x, y = graph.inputs[source], graph.outputs[out]
+        s = storages[y]
+        if x.type.nbytes != y.type.nbytes or storages[x].values != [x]:
+            continue
+        # Everything that shares the output's storage writes to it: the earliest write counts.
+        first = min(position[graph.producer[v]] for v in s.values)
+        last_read = max(readers.get(id(storages[x]), [-1]))
+        if last_read < first or (
+            last_read == first and (x, y) in _identity_reads(graph.nodes[first])
+        ):
+            kept.append((source, out))
+    return tuple(kept)
+
+
+# ---- packing -----------------------------------------------------------------------------------
+
+
+def _padded(size: Dim) -> Dim:
+    """Room for a buffer that starts at an offset rounded up to 64 (see Placement)."""
+    if isinstance(size, int):
+        return -(-size // _ALIGN) * _ALIGN
+    # Multiples of 64 keep the rounding of what lies above; anything else pays for it here.
+    return size if all(c % _ALIGN == 0 for _, c in size.terms) else size + _ALIGN
+
+
+def _coefficients(d: Dim, basis: dict[Monomial, int]) -> np.ndarray:
+    row = np.zeros(len(basis), np.int64)
+    for monomial, c in d.terms if isinstance(d, Poly) else (((), d),):
+        row[basis[monomial]] = c
+    return row
+
+
+def _typical(d: Dim) -> int:
+    if isinstance(d, int):
+        return d
+    names = {s: _TYPICAL for m, _ in d.terms for s in _names(m)}
+    out = evaluate(d, names)
+    assert isinstance(out, int)
+    return out
+
+
+def _names(monomial: Monomial) -> list[str]:
+    out: list[str] = []
+    for atom, _ in monomial:
+        if isinstance(atom, str):
+            out.append(atom)
+        else:
+            for part in (atom.num, atom.den):
+                if isinstance(part, Poly):
+                    out.extend(s for m, _ in part.terms for s in _names(m))
+    return out
+
+
+def _pack(buffers: Sequence[_Storage]) -> Dim:
+    """Give each buffer an offset, so that no two that live at once meet; returns the total."""
+    if not buffers:
+        return 0
+    sizes = [_padded(s.size) for s in buffers]
+    basis: dict[Monomial, int] = {(): 0}
+    for d in sizes:
+        for monomial, _ in d.terms if isinstance(d, Poly) else ():
+            basis.setdefault(monomial, len(basis))
+    vectors = np.array([_coefficients(d, basis) for d in sizes])
+    weight = np.array([_typical(_to_dim(row, basis)) for row in np.eye(len(basis), dtype=np.int64)])
+    typical = vectors @ weight
+    span = np.array([s.end - s.start + 1 for s in buffers])
+    start = np.array([s.start for s in buffers])
+    end = np.array([s.end for s in buffers])
+    best: tuple[int, np.ndarray, np.ndarray] | None = None
+    # Large first keeps big blocks together; long-lived first keeps the bottom dense.
+    for order in (np.lexsort((-span, -typical)), np.lexsort((start, -typical * span))):
+        offsets = _first_fit(order, vectors, weight, start, end)
+        total = (offsets + vectors).max(axis=0)
+        peak = int(total @ weight)
+        if best is None or peak < best[0]:
+            best = peak, offsets, total
+    assert best is not None
+    for s, row in zip(buffers, best[1], strict=True):
+        s.offset = _to_dim(row, basis)
+    return _to_dim(best[2], basis)
+
+
+def _first_fit(
+    order: np.ndarray, sizes: np.ndarray, weight: np.ndarray, start: np.ndarray, end: np.ndarray
+) -> np.ndarray:
+    """Offsets (one coefficient row each): every buffer takes the lowest gap that surely holds it."""
+    offsets = np.zeros_like(sizes)
+    placed = np.zeros(len(sizes), np.int64)
+    count = 0
+    for i in order:
+        others = placed[:count]
+        others = others[(start[others] <= end[i]) & (end[others] >= start[i])]
+        low = offsets[others]
+        high = low + sizes[others]
+        choice = None
+        candidates = np.vstack([np.zeros((1, sizes.shape[1]), np.int64), high])
+        for c in candidates[np.argsort(candidates @ weight, kind="stable")][:_TRIES]:
+            above = (high <= c).all(axis=1)
+            below = (c + sizes[i] <= low).all(axis=1)
+            if (above | below).all():
+                choice = c
+                break
+        # The coefficient-wise maximum lies above all of them, whatever the sizes are.
+        offsets[i] = choice if choice is not None else high.max(axis=0)
+        placed[count] = i
+        count += 1
+    return offsets
+
+
+def _to_dim(row: np.ndarray, basis: dict[Monomial, int]) -> Dim:
+    total: Dim = 0
+    for monomial, at in basis.items():
+        c = int(row[at])
+        if c:
+            total = total + (c if not monomial else Poly(((monomial, c),)))
+    return total
