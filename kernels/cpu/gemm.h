@@ -1,0 +1,165 @@
+// The register tile that matmul and the convolutions share.
+//
+// C[i, :] (+)= sum over pieces p, over k < length[p] of A[p][i][k] * B[offset[p] + k, :]
+//
+// A tile is `rows` rows by `vectors` vectors of columns. Every element of C is one ascending chain of
+// fused multiply-adds from zero per block of at most kBlockK steps, and blocks are added to C in order:
+// the result depends neither on the tile's size nor on who computes it, so all ISA levels and all
+// splits of the range agree bit for bit.
+#ifndef NIR_GEMM_H
+#define NIR_GEMM_H
+
+#include "simd.h"
+
+namespace NIR_NS {
+
+constexpr int kPanel = 16;     // columns of a packed panel of B, on every ISA level
+constexpr int kBlockK = 256;   // steps of one chain
+constexpr int kBlockM = 336;   // rows of A packed at a time: 336 KB of f32, within a 1 MB L2
+
+// Rows of the largest tile: as many accumulators as registers allow, two vectors of columns wide.
+#if defined(__AVX512F__)
+constexpr int kMaxRows = 14;
+#elif defined(__AVX2__)
+constexpr int kMaxRows = 6;
+#else
+constexpr int kMaxRows = 4;
+#endif
+constexpr int kMaxVectors = 8;
+
+template <class T>
+struct Tile {
+  const T *const *a;      // kPacked: one pointer, step k holds the `rows` elements from k * rows on;
+                          // else `rows` pointers per piece, k contiguous
+  const T *b;             // first column of the tile, step 0
+  int64_t b_step;         // elements from one k to the next
+  int64_t b_panel;        // elements from one panel of kPanel columns to the next
+  int pieces;
+  const int32_t *length;  // steps of each piece
+  const int64_t *offset;  // first step of each piece in b
+  T *const *c;            // `rows` row pointers, at the first column of the tile
+  int cols;               // columns of C to write, at most vectors * lanes
+  bool add;               // add to C, or overwrite it
+};
+
+template <class T, int kRows, int kVectors, bool kPacked>
+void tile(const Tile<T> &t) {
+  constexpr int W = kLanes<T>, kPerPanel = kPanel / W;
+  Vec<T> acc[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) acc[i][j] = Vec<T>{};
+
+  for (int p = 0; p < t.pieces; ++p) {
+    const T *a[kPacked ? 1 : kRows];
+#pragma GCC unroll 16
+    for (int i = 0; i < (kPacked ? 1 : kRows); ++i) a[i] = t.a[(kPacked ? 1 : kRows) * p + i];
+    const T *b = t.b + t.offset[p] * t.b_step;
+    const int64_t steps = t.length[p], b_step = t.b_step, b_panel = t.b_panel;
+    for (int64_t k = 0; k < steps; ++k) {
+      Vec<T> bv[kVectors];
+#pragma GCC unroll 8
+      for (int j = 0; j < kVectors; ++j) bv[j] = load(b + (j / kPerPanel) * b_panel + (j % kPerPanel) * W);
+#pragma GCC unroll 16
+      for (int i = 0; i < kRows; ++i) {
+        Vec<T> av = broadcast(kPacked ? a[0][k * kRows + i] : a[kPacked ? 0 : i][k]);
+#pragma GCC unroll 8
+        for (int j = 0; j < kVectors; ++j) acc[i][j] = fma<T>(av, bv[j], acc[i][j]);
+      }
+      b += b_step;
+    }
+  }
+
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+    T *c = t.c[i];
+    if (t.cols == kVectors * W) {
+#pragma GCC unroll 8
+      for (int j = 0; j < kVectors; ++j) store(c + j * W, t.add ? load(c + j * W) + acc[i][j] : acc[i][j]);
+    } else {
+#pragma GCC unroll 8
+      for (int j = 0; j < kVectors; ++j) {
+        int n = t.cols - j * W;
+        n = n < 0 ? 0 : n > W ? W : n;
+        Vec<T> v = acc[i][j];
+        if (n && t.add) v = load_first(c + j * W, n) + v;
+        if (n) store_first(c + j * W, v, n);
+      }
+    }
+  }
+}
+
+// The widest tile, in vectors, for a number of rows: few rows need many columns in flight to hide the
+// latency of the chains.
+constexpr int widest(int rows) {
+#if defined(__AVX512F__)
+  return rows <= 2 ? 8 : rows <= 6 ? 4 : 2;
+#else
+  return rows == 1 ? 8 : rows == 2 ? 4 : 2;
+#endif
+}
+
+template <class T>
+using TileFn = void (*)(const Tile<T> &);
+
+// tile<T, rows, 1 << log2_vectors, kPacked>, or null where that does not fit the registers.
+template <class T, bool kPacked>
+struct TileTable {
+  TileFn<T> fn[kMaxRows + 1][4];
+  constexpr TileTable() : fn{} { fill<kMaxRows>(); }
+  template <int kRows>
+  constexpr void fill() {
+    fn[kRows][0] = tile<T, kRows, 1, kPacked>;
+    fn[kRows][1] = tile<T, kRows, 2, kPacked>;
+    if constexpr (widest(kRows) >= 4) fn[kRows][2] = tile<T, kRows, 4, kPacked>;
+    if constexpr (widest(kRows) >= 8) fn[kRows][3] = tile<T, kRows, 8, kPacked>;
+    if constexpr (kRows > 1) fill<kRows - 1>();
+  }
+};
+
+// Computes `cols` columns of a tile of `rows` rows, as many vectors at a time as fit.
+// `column(t, j)` sets t.b and t.c for the columns from j on.
+template <bool kPacked, class T, class Column>
+NIR_INLINE void tile_columns(Tile<T> &t, int rows, int64_t cols, Column column) {
+  static constexpr TileTable<T, kPacked> table{};
+  constexpr int W = kLanes<T>;
+  for (int64_t j = 0; j < cols;) {
+    int64_t vectors = ceil_div(cols - j, W);
+    int log2 = 3;
+    while (log2 > 0 && (!table.fn[rows][log2] || (1 << log2) > vectors)) --log2;
+    int64_t width = static_cast<int64_t>(W) << log2;
+    t.cols = static_cast<int>(min64(width, cols - j));
+    column(t, j);
+    table.fn[rows][log2](t);
+    j += width;
+  }
+}
+
+// Rows [m, m + rows) of tile number `i` of `count` tiles over `total` rows: tiles of nearly equal
+// height, so that no tile is left with one or two rows.
+NIR_INLINE void tile_rows(int64_t total, int64_t count, int64_t i, int64_t *m, int *rows) {
+  int64_t base = total / count, rest = total % count;
+  *m = i * base + min64(i, rest);
+  *rows = static_cast<int>(base + (i < rest));
+}
+
+// dst[k * rows + i] = src[i * row_stride + k * k_stride]: the layout of a packed A.
+template <class T>
+void pack_rows(T *dst, const T *src, int rows, int64_t steps, int64_t row_stride, int64_t k_stride) {
+  if (row_stride == 1) {
+    for (int64_t k = 0; k < steps; ++k)
+      for (int i = 0; i < rows; ++i) dst[k * rows + i] = src[k * k_stride + i];
+    return;
+  }
+  // Eight steps of each row at a time: a cache line is read once, and the writes stay in L1.
+  for (int64_t k0 = 0; k0 < steps; k0 += 8) {
+    int64_t k1 = min64(k0 + 8, steps);
+    for (int i = 0; i < rows; ++i)
+      for (int64_t k = k0; k < k1; ++k) dst[k * rows + i] = src[i * row_stride + k * k_stride];
+  }
+}
+
+}  // namespace NIR_NS
+
+#endif  // NIR_GEMM_H
