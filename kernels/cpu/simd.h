@@ -75,9 +75,8 @@ NIR_INLINE Vec<T> load_first(const T *p, int n) {
   else if constexpr (sizeof(T) == 8)
     return (Vec<T>)_mm512_maskz_loadu_epi64((__mmask8)((1u << n) - 1), p);
 #elif defined(__AVX2__)
-  const __m256i lane32 = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   if constexpr (sizeof(T) == 4) {
-    __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane32);
+    __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     return (Vec<T>)_mm256_maskload_epi32(reinterpret_cast<const int *>(p), mask);
   } else if constexpr (sizeof(T) == 8) {
     __m256i mask = _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
@@ -95,6 +94,14 @@ NIR_INLINE void store_first(T *p, Vec<T> v, int n) {
     return _mm512_mask_storeu_epi32(p, (__mmask16)((1u << n) - 1), (__m512i)v);
   else if constexpr (sizeof(T) == 8)
     return _mm512_mask_storeu_epi64(p, (__mmask8)((1u << n) - 1), (__m512i)v);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return _mm256_maskstore_epi32(reinterpret_cast<int *>(p), mask, (__m256i)v);
+  } else if constexpr (sizeof(T) == 8) {
+    __m256i mask = _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+    return _mm256_maskstore_epi64(reinterpret_cast<long long *>(p), mask, (__m256i)v);
+  }
 #endif
   memcpy(p, &v, static_cast<size_t>(n) * sizeof(T));
 }
@@ -143,6 +150,22 @@ NIR_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
 NIR_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 NIR_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 NIR_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// n elements without a call: the runs that convolutions move are a few vectors long.
+template <class T>
+NIR_INLINE void copy_run(T *dst, const T *src, int64_t n) {
+  constexpr int W = kLanes<T>;
+  int64_t i = 0;
+  for (; i + W <= n; i += W) store(dst + i, load(src + i));
+  if (i < n) store_first(dst + i, load_first(src + i, static_cast<int>(n - i)), static_cast<int>(n - i));
+}
+template <class T>
+NIR_INLINE void zero_run(T *dst, int64_t n) {
+  constexpr int W = kLanes<T>;
+  int64_t i = 0;
+  for (; i + W <= n; i += W) store(dst + i, Vec<T>{});
+  if (i < n) store_first(dst + i, Vec<T>{}, static_cast<int>(n - i));
+}
 
 template <class T>
 NIR_INLINE T *at(void *const *ptrs, int i) {

@@ -1,0 +1,145 @@
+// conv2d_weight_grad: dw[kh, kw, c, o] = sum over pixels of x[pixel at tap (kh, kw), c] * dy[pixel, o].
+//
+//   ptrs  x [N, H, W, C], dy [N, OH, OW, O], dw [KH, KW, C / groups, O]
+//   dims  conv.h
+//   rows  KH * KW * C / groups; cols  O, split at multiples of 16
+//   scratch  conv2d_weight_grad_scratch in nir/targets/cpu.py
+//
+// A GEMM whose k runs over the output pixels, in blocks of 256 added in order. Threads split the
+// rows and columns of dw, so no partial sums meet and the number of threads cannot matter.
+#include "conv.h"
+
+namespace NIR_NS {
+namespace {
+
+constexpr int64_t kColumns = 256;  // columns of dy packed at a time: 256 KB of f32, within L2
+
+struct Pixel {
+  int64_t base;  // offset in x of tap position (0, 0) before padding
+  int32_t h, w;  // its position, from -pad on
+};
+
+// A run of rows of dw within one tile, whose x elements are contiguous at every pixel: channels of
+// one tap, or, without dilation and groups, of neighbouring taps in one kernel row.
+struct Run {
+  int64_t offset;  // from a pixel's base
+  int32_t row, length, dh, dw0, dw1;
+};
+
+template <class T>
+int list_runs(const ConvDims &d, int64_t group, int64_t row, int rows, Run *runs) {
+  const int64_t channels = d.C / d.groups;
+  int n = 0;
+  for (int i = 0; i < rows;) {
+    const int64_t tap = (row + i) / channels, c = (row + i) % channels;
+    const int64_t dh = tap / d.KW * d.dil_h, dw = tap % d.KW * d.dil_w;
+    const int len = static_cast<int>(min64(rows - i, channels - c));
+    Run *last = n ? &runs[n - 1] : nullptr;
+    if (last && last->dh == dh && d.dil_w == 1 && d.groups == 1) {
+      last->length += len;
+      last->dw1 = static_cast<int32_t>(dw);
+    } else {
+      runs[n++] = {(dh * d.W + dw) * d.C + group * channels + c, i, len, static_cast<int32_t>(dh),
+                   static_cast<int32_t>(dw), static_cast<int32_t>(dw)};
+    }
+    i += len;
+  }
+  return n;
+}
+
+NIR_INLINE bool inside(int64_t i, int64_t n) { return static_cast<uint64_t>(i) < static_cast<uint64_t>(n); }
+
+// packed[k * rows + row] for the pixels of a block: x where the tap lies inside the image, else 0.
+template <class T>
+void gather(const ConvDims &d, const T *x, const Pixel *pixels, int64_t steps, const Run &run, int rows, T *packed) {
+  for (int64_t k = 0; k < steps; ++k) {
+    const Pixel &p = pixels[k];
+    T *dst = packed + k * rows + run.row;
+    if (!inside(p.h + run.dh, d.H)) {
+      zero_run(dst, run.length);
+    } else if (inside(p.w + run.dw0, d.W) && inside(p.w + run.dw1, d.W)) {
+      copy_run(dst, x + (p.base + run.offset), run.length);
+    } else {
+      // A run over several taps, across the left or right edge. Its first tap may start in mid-channel.
+      const int64_t c = run.offset % d.C, base = p.base + run.offset;
+      for (int64_t i = 0; i < run.length; ++i)
+        dst[i] = inside(p.w + run.dw0 + (c + i) / d.C, d.W) ? x[base + i] : T(0);
+    }
+  }
+}
+
+template <class T>
+void pack_columns(const T *dy, int64_t stride, int64_t steps, int64_t cols, T *packed) {
+  for (int64_t c = 0; c < cols; c += kPanel, packed += steps * kPanel)
+    for (int64_t k = 0; k < steps; ++k) {
+      const int64_t n = min64(kPanel, cols - c);
+      T *dst = packed + k * kPanel;
+      const T *src = dy + k * stride + c;
+      if (n == kPanel) {
+        memcpy(dst, src, kPanel * sizeof(T));
+      } else {
+        for (int64_t j = 0; j < kPanel; ++j) dst[j] = j < n ? src[j] : T(0);
+      }
+    }
+}
+
+// Rows [r0, r1) and columns [c0, c1) of one group, at most kColumns of them.
+template <class T>
+void block(nir_ctx *ctx, const ConvDims &d, const T *x, const T *dy, T *dw, int64_t group, int64_t r0, int64_t r1,
+           int64_t c0, int64_t c1) {
+  Scratch s{static_cast<char *>(ctx->scratch)};
+  Pixel *pixels = s.take<Pixel>(kBlockK);
+  T *packed_rows = s.take<T>(kBlockK * kMaxRows);
+  T *packed_columns = s.take<T>(kBlockK * kColumns);
+  const int64_t count = d.N * d.OH * d.OW, tiles = ceil_div(r1 - r0, kMaxRows), zero_offset = 0;
+  for (int64_t k0 = 0; k0 < count; k0 += kBlockK) {
+    const int32_t steps = static_cast<int32_t>(min64(kBlockK, count - k0));
+    for (int64_t k = 0; k < steps; ++k) {
+      const int64_t line = (k0 + k) / d.OW, image = line / d.OH;
+      const int64_t h = line % d.OH * d.stride_h - d.pad_h, w = (k0 + k) % d.OW * d.stride_w - d.pad_w;
+      pixels[k] = {((image * d.H + h) * d.W + w) * d.C, static_cast<int32_t>(h), static_cast<int32_t>(w)};
+    }
+    pack_columns(dy + k0 * d.O + c0, d.O, steps, c1 - c0, packed_columns);
+    for (int64_t i = 0; i < tiles; ++i) {
+      int64_t m;
+      int rows;
+      tile_rows(r1 - r0, tiles, i, &m, &rows);
+      Run runs[kMaxRows];
+      const int run_count = list_runs<T>(d, group, r0 + m, rows, runs);
+      for (int j = 0; j < run_count; ++j) gather(d, x, pixels, steps, runs[j], rows, packed_rows);
+      const T *a = packed_rows;
+      T *out[kMaxRows];
+      Tile<T> t{&a, nullptr, kPanel, static_cast<int64_t>(steps) * kPanel, 1, &steps, &zero_offset, out, 0, k0 > 0};
+      tile_columns<true>(t, rows, c1 - c0, [&](Tile<T> &t, int64_t j) {
+        t.b = packed_columns + j / kPanel * steps * kPanel + j % kPanel;
+        for (int r = 0; r < rows; ++r) out[r] = dw + (r0 + m + r) * d.O + c0 + j;
+      });
+    }
+  }
+}
+
+template <class T>
+int32_t conv2d_weight_grad(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1, int64_t c0,
+                           int64_t c1) {
+  const ConvDims d(dims);
+  T *dw = at<T>(ptrs, 2);
+  if (d.N * d.OH * d.OW == 0)
+    for (int64_t r = r0; r < r1; ++r) zero_run(dw + r * d.O + c0, c1 - c0);
+  const int64_t columns = d.O / max64(d.groups, 1);
+  for (int64_t c = c0; c < c1 && r0 < r1;) {
+    const int64_t group = c / columns, end = min64(min64(c1, (group + 1) * columns), c + kColumns);
+    block(ctx, d, at<const T>(ptrs, 0), at<const T>(ptrs, 1), dw, group, r0, r1, c, end);
+    c = end;
+  }
+  return finish(ctx, r0, r1, c0, c1);
+}
+
+}  // namespace
+}  // namespace NIR_NS
+
+#define DEFINE(dtype, T)                                                       \
+  NIR_KERNEL(conv2d_weight_grad_##dtype) {                                     \
+    return NIR_NS::conv2d_weight_grad<T>(ctx, ptrs, dims, r0, r1, c0, c1);     \
+  }
+DEFINE(f32, float)
+DEFINE(f64, double)
