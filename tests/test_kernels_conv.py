@@ -124,24 +124,27 @@ def conv_scratch(c: Conv, source_channels: int, size: int) -> int:
     return 40960 + pieces * 48 + (256 + rows) * size
 
 
-def run(kind: str, c: Conv, x, w, dy, isa, row_cuts=(), col_cuts=(), epilogue=None):
-    """One of the three convolutions by its kernel; the result's shape follows from ``kind``."""
+def run(kind: str, c: Conv, x, w, dy, isa, row_cuts=(), col_cuts=(), epilogue=None, oihw=False):
+    """One of the three convolutions by its kernel; ``oihw`` stores a weight gradient that way."""
     dtype, size = x.dtype.type, x.itemsize
     depthwise = "depthwise" in kind
     first = dy if kind.endswith("input_grad") else x
     if kind.endswith("weight_grad"):
-        arrays, shape, rows, cols = [x, dy], w.shape, c.kh * c.kw * (c.c // c.groups), c.o
-        scratch = (256 * 14 + 256 * 256) * size + 256 * 16 + 256
+        cg, taps = c.c // c.groups, c.kh * c.kw
+        arrays, rows, cols = [x, dy], taps * cg, c.o
+        shape = (c.o, cg, c.kh, c.kw) if oihw else w.shape
+        strides = [1, taps, taps * cg] if oihw else [cg * c.o, c.o, 1]
+        scratch = (256 * 14 + 256 * 256 + rows * min(cols, 256) * oihw) * size + 256 * 16 + 256
     else:
         grad = kind.endswith("input_grad")
         weights = w if depthwise else pack_weights(c, w, isa, input_grad=grad)
         shape = x.shape if grad else dy.shape
-        arrays, rows, cols = [first, weights], int(np.prod(shape[:3])), shape[3]
+        arrays, rows, cols, strides = [first, weights], int(np.prod(shape[:3])), shape[3], []
         scratch = conv_scratch(c, c.o if grad else c.c, size)
     out, memory = guarded(shape, dtype)
     before = memory.copy()
     call(
-        f"nir_{kind}_{SUFFIX[dtype]}", isa, [*arrays, out], c.dims, rows, cols,
+        f"nir_{kind}_{SUFFIX[dtype]}", isa, [*arrays, out], [*c.dims, *strides], rows, cols,
         row_cuts=row_cuts, col_cuts=col_cuts, epilogue=epilogue,
         scratch=0 if depthwise else scratch,
     )  # fmt: skip
@@ -214,6 +217,18 @@ def test_splits_and_epilogue(c: Conv, kind: str, isa: str) -> None:
     cut = run(kind, c, x, w, dy, isa, row_cuts, [k for k in (16,) if k < cols], epilogue)
     assert same_bits(whole, cut)
     assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("c", [CASES[0], CASES[4], CASES[6], CASES[8], CASES[12]], ids=str)
+def test_weight_grad_in_oihw(c: Conv) -> None:
+    x, w, dy = data(c, np.float32)
+    want = run("conv2d_weight_grad", c, x, w, dy, ISAS[0]).transpose(3, 2, 0, 1)
+    for isa in ISAS:
+        got = run("conv2d_weight_grad", c, x, w, dy, isa, oihw=True)
+        assert same_bits(np.ascontiguousarray(want), got)
+    rows = c.kh * c.kw * c.c // c.groups
+    cut = run("conv2d_weight_grad", c, x, w, dy, ISAS[0], row_cuts=[rows // 3], oihw=True)
+    assert same_bits(cut, got)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -26,6 +26,7 @@ struct Piece {
   int64_t b_offset;       // step in the packed weights
   int64_t source_offset;  // from the pixel's base to the tap and channel
   int32_t length, dh, dw;
+  int32_t run;  // taps from here on, this one included, that lie side by side in the source
 };
 
 struct Pixel {
@@ -96,9 +97,14 @@ void plan(Gather<T> &g) {
       for (int64_t c = 0; c < channels; c += chunk) {
         g.taps[n++] = {(kh * g.KW + kw) * channels + c, (bh * g.w.source + bw) * g.source_channels + c,
                        static_cast<int32_t>(min64(chunk, channels - c)), static_cast<int32_t>(bh),
-                       static_cast<int32_t>(bw)};
+                       static_cast<int32_t>(bw), 1};
       }
     }
+  }
+  for (int64_t i = n - 2; i >= 0 && g.copies; --i) {
+    const Piece &next = g.taps[i + 1];
+    if (next.dh == g.taps[i].dh && next.source_offset == g.taps[i].source_offset + next.length)
+      g.taps[i].run = next.run + 1;
   }
   g.tap_count = n;
   g.block_count = 0;
@@ -115,16 +121,13 @@ void plan(Gather<T> &g) {
 
 NIR_INLINE bool inside(int32_t i, int64_t n) { return static_cast<uint64_t>(static_cast<int64_t>(i)) < static_cast<uint64_t>(n); }
 
-// Copies the used taps of one pixel side by side. Taps next to each other in both the row and the
-// source are moved as one run where the whole run lies inside the image.
+// Copies the used taps of one pixel side by side. A run of taps is moved at once where all of it lies
+// inside the image.
 template <class T>
 void copy_taps(const Gather<T> &g, const Pixel &pixel, const T *source, T *row) {
   for (int64_t i = 0; i < g.tap_count;) {
     const Piece &tap = g.taps[i];
-    int64_t n = 1;
-    while (i + n < g.tap_count && g.taps[i + n].source_offset == tap.source_offset + n * tap.length &&
-           g.taps[i + n].dh == tap.dh)
-      ++n;
+    const int64_t n = tap.run;
     const Piece &end = g.taps[i + n - 1];
     const bool row_inside = inside(pixel.h + tap.dh, g.h.source);
     if (row_inside && inside(pixel.w + tap.dw, g.w.source) && inside(pixel.w + end.dw, g.w.source)) {

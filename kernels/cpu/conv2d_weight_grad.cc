@@ -1,10 +1,11 @@
 // conv2d_weight_grad: dw[kh, kw, c, o] = sum over pixels of x[pixel at tap (kh, kw), c] * dy[pixel, o].
 //
-//   ptrs  x [N, H, W, C], dy [N, OH, OW, O], dw [KH, KW, C / groups, O]
-//   dims  conv.h
+//   ptrs  x [N, H, W, C], dy [N, OH, OW, O], dw (logically [KH, KW, C / groups, O])
+//   dims  conv.h, then  16 dw's kernel position stride  17 dw's channel stride  18 dw's output stride
 //   rows  KH * KW * C / groups; cols  O, split at multiples of 16
 //   scratch  conv2d_weight_grad_scratch in nir/targets/cpu.py
 //
+// The strides let dw lie as HWIO or as OIHW. An epilogue sees rows and columns, whatever the layout.
 // A GEMM whose k runs over the output pixels, in blocks of 256 added in order. Threads split the
 // rows and columns of dw, so no partial sums meet and the number of threads cannot matter.
 #include "conv.h"
@@ -26,8 +27,7 @@ struct Run {
   int32_t row, length, dh, dw0, dw1;
 };
 
-template <class T>
-int list_runs(const ConvDims &d, int64_t group, int64_t row, int rows, Run *runs) {
+inline int list_runs(const ConvDims &d, int64_t group, int64_t row, int rows, Run *runs) {
   const int64_t channels = d.C / d.groups;
   int n = 0;
   for (int i = 0; i < rows;) {
@@ -60,10 +60,17 @@ void gather(const ConvDims &d, const T *x, const Pixel *pixels, int64_t steps, c
     } else if (inside(p.w + run.dw0, d.W) && inside(p.w + run.dw1, d.W)) {
       copy_run(dst, x + (p.base + run.offset), run.length);
     } else {
-      // A run over several taps, across the left or right edge. Its first tap may start in mid-channel.
-      const int64_t c = run.offset % d.C, base = p.base + run.offset;
-      for (int64_t i = 0; i < run.length; ++i)
-        dst[i] = inside(p.w + run.dw0 + (c + i) / d.C, d.W) ? x[base + i] : T(0);
+      // A run over several taps, across the left or right edge; its first tap may start in mid-channel.
+      const T *src = x + (p.base + run.offset);
+      int64_t c = run.offset % d.C, column = p.w + run.dw0;
+      for (int64_t i = 0; i < run.length; ++column, c = 0) {
+        const int64_t n = min64(d.C - c, run.length - i);
+        if (inside(column, d.W))
+          copy_run(dst + i, src + i, n);
+        else
+          zero_run(dst + i, n);
+        i += n;
+      }
     }
   }
 }
@@ -83,14 +90,26 @@ void pack_columns(const T *dy, int64_t stride, int64_t steps, int64_t cols, T *p
     }
 }
 
+// Where dw's rows lie.
+template <class T>
+struct Output {
+  T *dw;
+  int64_t channels, tap_stride, channel_stride, column_stride;
+  T *row(int64_t r) const { return dw + r / channels * tap_stride + r % channels * channel_stride; }
+};
+
 // Rows [r0, r1) and columns [c0, c1) of one group, at most kColumns of them.
 template <class T>
-void block(nir_ctx *ctx, const ConvDims &d, const T *x, const T *dy, T *dw, int64_t group, int64_t r0, int64_t r1,
-           int64_t c0, int64_t c1) {
+void block(nir_ctx *ctx, const ConvDims &d, const T *x, const T *dy, const Output<T> &o, int64_t group, int64_t r0,
+           int64_t r1, int64_t c0, int64_t c1) {
   Scratch s{static_cast<char *>(ctx->scratch)};
   Pixel *pixels = s.take<Pixel>(kBlockK);
   T *packed_rows = s.take<T>(kBlockK * kMaxRows);
   T *packed_columns = s.take<T>(kBlockK * kColumns);
+  // Columns that do not lie side by side are summed in scratch and strewn at the end.
+  const int64_t cols = c1 - c0;
+  const bool direct = o.column_stride == 1;
+  T *sums = s.take<T>(direct ? 0 : (r1 - r0) * cols);
   const int64_t count = d.N * d.OH * d.OW, tiles = ceil_div(r1 - r0, kMaxRows), zero_offset = 0;
   for (int64_t k0 = 0; k0 < count; k0 += kBlockK) {
     const int32_t steps = static_cast<int32_t>(min64(kBlockK, count - k0));
@@ -99,37 +118,56 @@ void block(nir_ctx *ctx, const ConvDims &d, const T *x, const T *dy, T *dw, int6
       const int64_t h = line % d.OH * d.stride_h - d.pad_h, w = (k0 + k) % d.OW * d.stride_w - d.pad_w;
       pixels[k] = {((image * d.H + h) * d.W + w) * d.C, static_cast<int32_t>(h), static_cast<int32_t>(w)};
     }
-    pack_columns(dy + k0 * d.O + c0, d.O, steps, c1 - c0, packed_columns);
+    pack_columns(dy + k0 * d.O + c0, d.O, steps, cols, packed_columns);
     for (int64_t i = 0; i < tiles; ++i) {
       int64_t m;
       int rows;
       tile_rows(r1 - r0, tiles, i, &m, &rows);
       Run runs[kMaxRows];
-      const int run_count = list_runs<T>(d, group, r0 + m, rows, runs);
+      const int run_count = list_runs(d, group, r0 + m, rows, runs);
       for (int j = 0; j < run_count; ++j) gather(d, x, pixels, steps, runs[j], rows, packed_rows);
       const T *a = packed_rows;
-      T *out[kMaxRows];
+      T *start[kMaxRows], *out[kMaxRows];
+      for (int r = 0; r < rows; ++r) start[r] = direct ? o.row(r0 + m + r) + c0 : sums + (m + r) * cols;
       Tile<T> t{&a, nullptr, kPanel, static_cast<int64_t>(steps) * kPanel, 1, &steps, &zero_offset, out, 0, k0 > 0};
-      tile_columns<true>(t, rows, c1 - c0, [&](Tile<T> &t, int64_t j) {
+      tile_columns<true>(t, rows, cols, [&](Tile<T> &t, int64_t j) {
         t.b = packed_columns + j / kPanel * steps * kPanel + j % kPanel;
-        for (int r = 0; r < rows; ++r) out[r] = dw + (r0 + m + r) * d.O + c0 + j;
+        for (int r = 0; r < rows; ++r) out[r] = start[r] + j;
       });
     }
   }
+  if (!direct)
+    for (int64_t c = 0; c < cols; ++c)
+      for (int64_t r = r0; r < r1; ++r) o.row(r)[(c0 + c) * o.column_stride] = sums[(r - r0) * cols + c];
 }
 
 template <class T>
 int32_t conv2d_weight_grad(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1, int64_t c0,
                            int64_t c1) {
   const ConvDims d(dims);
-  T *dw = at<T>(ptrs, 2);
-  if (d.N * d.OH * d.OW == 0)
-    for (int64_t r = r0; r < r1; ++r) zero_run(dw + r * d.O + c0, c1 - c0);
-  const int64_t columns = d.O / max64(d.groups, 1);
-  for (int64_t c = c0; c < c1 && r0 < r1;) {
-    const int64_t group = c / columns, end = min64(min64(c1, (group + 1) * columns), c + kColumns);
-    block(ctx, d, at<const T>(ptrs, 0), at<const T>(ptrs, 1), dw, group, r0, r1, c, end);
-    c = end;
+  const int64_t channels = d.C / max64(d.groups, 1), columns = d.O / max64(d.groups, 1);
+  const Output<T> o{at<T>(ptrs, 2), channels, dims[16], dims[17], dims[18]};
+  const GatherAxis h = forward_axis(d.H, d.OH, d.stride_h, d.pad_h, d.dil_h);
+  const GatherAxis w = forward_axis(d.W, d.OW, d.stride_w, d.pad_w, d.dil_w);
+  const auto reads = [&](int64_t tap) {
+    int64_t unused;
+    return d.N > 0 && h.base(tap / d.KW, &unused) && w.base(tap % d.KW, &unused);
+  };
+  for (int64_t r = r0; r < r1;) {
+    // A stretch of kernel positions that all read the image, or all read nothing but padding.
+    const bool live = reads(r / channels);
+    int64_t tap = r / channels + 1;
+    while (tap * channels < r1 && reads(tap) == live) ++tap;
+    const int64_t end = min64(r1, tap * channels);
+    if (!live)
+      for (int64_t i = r; i < end; ++i)
+        for (int64_t c = c0; c < c1; ++c) o.row(i)[c * o.column_stride] = 0;
+    for (int64_t c = c0; live && c < c1;) {
+      const int64_t group = c / columns, stop = min64(min64(c1, (group + 1) * columns), c + kColumns);
+      block(ctx, d, at<const T>(ptrs, 0), at<const T>(ptrs, 1), o, group, r, end, c, stop);
+      c = stop;
+    }
+    r = end;
   }
   return finish(ctx, r0, r1, c0, c1);
 }

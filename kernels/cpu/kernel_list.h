@@ -1,14 +1,42 @@
 // Every hand-written CPU kernel, by its name without "nir_" and ISA suffix. The tables, the
 // declarations and the tests are made from this one list.
 #define NIR_FLOATS(X, op) X(op##_f32) X(op##_f64)
-#define NIR_NUMBERS(X, op) X(op##_f32) X(op##_f64) X(op##_i32) X(op##_i64)
+#define NIR_NUMBERS(X, op) NIR_FLOATS(X, op) X(op##_i32) X(op##_i64)
+// By element size, for kernels that only move elements.
+#define NIR_BITS(X, op) X(op##_b8) X(op##_b16) X(op##_b32) X(op##_b64)
+// With an index dtype behind.
+#define NIR_INDEXED(X, op) X(op##_i32) X(op##_i64)
+#define NIR_MOVES_INDEXED(X, op) \
+  NIR_INDEXED(X, op##_b8) NIR_INDEXED(X, op##_b16) NIR_INDEXED(X, op##_b32) NIR_INDEXED(X, op##_b64)
+#define NIR_NUMBERS_INDEXED(X, op) \
+  NIR_INDEXED(X, op##_f32) NIR_INDEXED(X, op##_f64) NIR_INDEXED(X, op##_i32) NIR_INDEXED(X, op##_i64)
 
 // clang-format off
-#define NIR_KERNELS(X)                                                                         \
-  NIR_NUMBERS(X, pack_b)                                                                       \
-  X(matmul_f32_packed) X(matmul_f64_packed) X(matmul_i32_packed) X(matmul_i64_packed)          \
-  X(matmul_f32_rows) X(matmul_f64_rows) X(matmul_i32_rows) X(matmul_i64_rows)          \
-  NIR_FLOATS(X, conv2d) NIR_FLOATS(X, conv2d_input_grad) NIR_FLOATS(X, conv2d_weight_grad)     \
-  NIR_FLOATS(X, conv2d_depthwise) NIR_FLOATS(X, conv2d_depthwise_input_grad)                   \
-  NIR_FLOATS(X, conv2d_depthwise_weight_grad)
+#define NIR_KERNELS(X)                        \
+  NIR_NUMBERS(X, pack_b)                      \
+  X(matmul_f32_packed) X(matmul_f32_rows)     \
+  X(matmul_f64_packed) X(matmul_f64_rows)     \
+  X(matmul_i32_packed) X(matmul_i32_rows)     \
+  X(matmul_i64_packed) X(matmul_i64_rows)     \
+  NIR_FLOATS(X, conv2d)                       \
+  NIR_FLOATS(X, conv2d_input_grad)            \
+  NIR_FLOATS(X, conv2d_weight_grad)           \
+  NIR_FLOATS(X, conv2d_depthwise)             \
+  NIR_FLOATS(X, conv2d_depthwise_input_grad)  \
+  NIR_FLOATS(X, conv2d_depthwise_weight_grad) \
+  NIR_NUMBERS(X, max_pool2d)                  \
+  NIR_NUMBERS(X, max_pool2d_select)           \
+  NIR_NUMBERS(X, max_pool2d_grad)             \
+  NIR_FLOATS(X, avg_pool2d)                   \
+  NIR_FLOATS(X, avg_pool2d_grad)              \
+  NIR_MOVES_INDEXED(X, take)                  \
+  NIR_MOVES_INDEXED(X, take_along)            \
+  NIR_NUMBERS_INDEXED(X, scatter_add)         \
+  NIR_NUMBERS_INDEXED(X, scatter_add_along)   \
+  NIR_NUMBERS(X, cumsum)                      \
+  NIR_NUMBERS(X, argmax) X(argmax_u8)         \
+  NIR_NUMBERS(X, argmin) X(argmin_u8)         \
+  X(random_bits_i32)                          \
+  NIR_BITS(X, copy)                           \
+  NIR_BITS(X, fill)
 // clang-format on
