@@ -309,7 +309,7 @@ def test_copy(dtype, view: str) -> None:
     base = rng.integers(0, 99, (3, 21, 37)).astype(dtype)
     src = VIEWS[view](base)
     rows, cols = int(np.prod(src.shape[:-1])), src.shape[-1]
-    dims = copy_dims(src, base, base, base)
+    dims = copy_dims(src, src, base, base)
     dense = np.empty(src.shape, dtype)
     for axis in range(src.ndim):
         dims[5 + 3 * axis] = dense.strides[axis] // dense.itemsize
