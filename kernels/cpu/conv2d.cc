@@ -19,14 +19,15 @@ namespace {
 
 constexpr int kBatchRows = 8 * kMaxRows;  // pixels that share a sliver of the weights while it is in L1
 constexpr int kMaxPieces = 32;            // pieces in one block of the chain
-constexpr int kFewChannels = 16;          // below, pixels are copied into rows: pointers would not pay
-constexpr int64_t kRowElements = 65536;   // size of those rows
+constexpr int kFewChannels = 16;          // below, taps side by side in the source make one piece
+constexpr int64_t kRowElements = 65536;   // size of `rows` below, unless one tile needs more
 
+// A stretch of the chain that lies side by side in the source and in the weights: channels of one tap,
+// or, where channels are few, of neighbouring taps in one kernel row.
 struct Piece {
   int64_t b_offset;       // step in the packed weights
-  int64_t source_offset;  // from the pixel's base to the tap and channel
-  int32_t length, dh, dw;
-  int32_t run;  // taps from here on, this one included, that lie side by side in the source
+  int64_t source_offset;  // from the pixel's base
+  int32_t length, dh, dw0, dw1;
 };
 
 struct Pixel {
@@ -48,133 +49,108 @@ struct Gather {
   const T *weights;
   T *dest;
   // From scratch:
-  Piece *taps;  // used taps; in pointer mode with channels already cut into pieces
-  int64_t tap_count, block_count;
+  Piece *pieces;
+  int64_t piece_count, block_count;
   Block *blocks;
   Pixel *pixels;
   const T **pointers;
-  T *zeros, *rows;
+  T *zeros;
+  T *rows;  // [batch_rows][row_steps]: pieces across the left or right edge, copied with their padding
   int32_t *lengths;
   int64_t *offsets;
-  bool copies;        // few channels: copy each pixel's taps into a row of `rows`
-  int64_t row_steps;  // steps of such a row
-  int64_t batch_rows;
+  bool joins;  // few channels: pieces may span taps
+  int64_t row_steps, batch_rows;
 };
 
 template <class T>
 void take_scratch(Gather<T> &g, nir_ctx *ctx) {
   Scratch s{static_cast<char *>(ctx->scratch)};
   const int64_t channels = g.source_channels / g.groups, taps = g.KH * g.KW;
-  g.copies = channels < kFewChannels;
+  g.joins = channels < kFewChannels;
   g.row_steps = taps * channels;
   g.batch_rows = kBatchRows;
-  if (g.copies && g.row_steps > 0) {
+  if (g.joins && g.row_steps > 0)
     g.batch_rows = max64(kMaxRows, min64(kBatchRows, kRowElements / g.row_steps));
-  }
   const int64_t pieces = taps * max64(1, ceil_div(channels, kBlockK));
-  g.taps = s.take<Piece>(pieces);
+  g.pieces = s.take<Piece>(pieces);
   g.blocks = s.take<Block>(pieces);
   g.pixels = s.take<Pixel>(kBatchRows);
   g.pointers = s.take<const T *>(kMaxPieces * kBatchRows);
   g.lengths = s.take<int32_t>(kMaxPieces);
   g.offsets = s.take<int64_t>(kMaxPieces);
   g.zeros = s.take<T>(kBlockK);
-  g.rows = s.take<T>(g.copies ? g.batch_rows * g.row_steps : 0);
+  g.rows = s.take<T>(g.joins ? g.batch_rows * g.row_steps : 0);
   zero_run(g.zeros, kBlockK);
 }
 
-// Lists the used taps of a class and cuts them into blocks of at most kBlockK steps.
+// Cuts the used taps of a class into pieces, and those into blocks of at most kBlockK steps.
 template <class T>
 void plan(Gather<T> &g) {
   const int64_t channels = g.source_channels / g.groups;
-  const int64_t chunk = g.copies ? channels : kBlockK;
   int64_t n = 0;
   for (int64_t kh = 0; kh < g.KH; ++kh) {
     int64_t bh, bw;
     if (!g.h.base(kh, &bh)) continue;
     for (int64_t kw = 0; kw < g.KW; ++kw) {
       if (!g.w.base(kw, &bw)) continue;
-      for (int64_t c = 0; c < channels; c += chunk) {
-        g.taps[n++] = {(kh * g.KW + kw) * channels + c, (bh * g.w.source + bw) * g.source_channels + c,
-                       static_cast<int32_t>(min64(chunk, channels - c)), static_cast<int32_t>(bh),
-                       static_cast<int32_t>(bw), 1};
+      for (int64_t c = 0; c < channels; c += kBlockK) {
+        const int64_t b_offset = (kh * g.KW + kw) * channels + c;
+        const int64_t source_offset = (bh * g.w.source + bw) * g.source_channels + c;
+        const int32_t length = static_cast<int32_t>(min64(kBlockK, channels - c));
+        Piece *last = n ? &g.pieces[n - 1] : nullptr;
+        if (g.joins && last && last->dh == bh && last->b_offset + last->length == b_offset &&
+            last->source_offset + last->length == source_offset && last->length + length <= kBlockK) {
+          last->length += length;
+          last->dw1 = static_cast<int32_t>(bw);
+        } else {
+          g.pieces[n++] = {b_offset, source_offset, length, static_cast<int32_t>(bh), static_cast<int32_t>(bw),
+                           static_cast<int32_t>(bw)};
+        }
       }
     }
   }
-  for (int64_t i = n - 2; i >= 0 && g.copies; --i) {
-    const Piece &next = g.taps[i + 1];
-    if (next.dh == g.taps[i].dh && next.source_offset == g.taps[i].source_offset + next.length)
-      g.taps[i].run = next.run + 1;
-  }
-  g.tap_count = n;
+  g.piece_count = n;
   g.block_count = 0;
   int64_t steps = 0;
   for (int64_t i = 0; i < n; ++i) {
-    if (i == 0 || steps + g.taps[i].length > kBlockK || g.blocks[g.block_count - 1].count == kMaxPieces) {
+    if (i == 0 || steps + g.pieces[i].length > kBlockK || g.blocks[g.block_count - 1].count == kMaxPieces) {
       g.blocks[g.block_count++] = {static_cast<int32_t>(i), 0};
       steps = 0;
     }
     ++g.blocks[g.block_count - 1].count;
-    steps += g.taps[i].length;
+    steps += g.pieces[i].length;
   }
 }
 
 NIR_INLINE bool inside(int32_t i, int64_t n) { return static_cast<uint64_t>(static_cast<int64_t>(i)) < static_cast<uint64_t>(n); }
 
-// Copies the used taps of one pixel side by side. A run of taps is moved at once where all of it lies
-// inside the image.
+// What a pixel reads for a piece: the source itself, zeros, or, across the left or right edge, a copy
+// with zeros for the taps outside.
 template <class T>
-void copy_taps(const Gather<T> &g, const Pixel &pixel, const T *source, T *row) {
-  for (int64_t i = 0; i < g.tap_count;) {
-    const Piece &tap = g.taps[i];
-    const int64_t n = tap.run;
-    const Piece &end = g.taps[i + n - 1];
-    const bool row_inside = inside(pixel.h + tap.dh, g.h.source);
-    if (row_inside && inside(pixel.w + tap.dw, g.w.source) && inside(pixel.w + end.dw, g.w.source)) {
-      copy_run(row, source + pixel.base + tap.source_offset, n * tap.length);
-      row += n * tap.length;
-    } else if (!row_inside) {
-      zero_run(row, n * tap.length);
-      row += n * tap.length;
-    } else {
-      for (int64_t j = i; j < i + n; ++j, row += tap.length) {
-        if (inside(pixel.w + g.taps[j].dw, g.w.source))
-          copy_run(row, source + pixel.base + g.taps[j].source_offset, tap.length);
-        else
-          zero_run(row, tap.length);
-      }
-    }
-    i += n;
+NIR_INLINE const T *resolve(const Gather<T> &g, const Piece &piece, const Pixel &pixel, const T *source, T *row) {
+  if (!inside(pixel.h + piece.dh, g.h.source)) return g.zeros;
+  const bool first = inside(pixel.w + piece.dw0, g.w.source), last = inside(pixel.w + piece.dw1, g.w.source);
+  const T *from = source + (pixel.base + piece.source_offset);
+  if (first && last) return from;
+  if (piece.dw0 == piece.dw1) return g.zeros;
+  // Only joined pieces come here: all channels of each tap, neighbours one column apart.
+  row += piece.b_offset;
+  for (int32_t dw = piece.dw0, i = 0; dw <= piece.dw1; ++dw, i += static_cast<int32_t>(g.source_channels)) {
+    if (inside(pixel.w + dw, g.w.source))
+      copy_run(row + i, from + i, g.source_channels);
+    else
+      zero_run(row + i, g.source_channels);
   }
+  return row;
 }
 
-// The pointers of one tile and block, [piece][row], and the pieces' lengths and offsets. Copied taps
-// that are neighbours in the weights too become one piece.
+// The pointers of one tile and block, [piece][row].
 template <class T>
-int point(const Gather<T> &g, const Block &block, int64_t group, int64_t first, int rows, const T **pointers) {
-  const int64_t channels = g.source_channels / g.groups;
-  const T *source = g.source + group * channels;
-  int n = 0;
-  for (int64_t i = block.first; i < block.first + block.count; ++i) {
-    const Piece &tap = g.taps[i];
-    if (g.copies && n && g.offsets[n - 1] + g.lengths[n - 1] == tap.b_offset) {
-      g.lengths[n - 1] += tap.length;
-      continue;
-    }
-    g.lengths[n] = tap.length;
-    g.offsets[n] = tap.b_offset;
-    for (int r = 0; r < rows; ++r) {
-      const Pixel &p = g.pixels[first + r];
-      if (g.copies)
-        pointers[n * rows + r] = g.rows + (first + r) * g.row_steps + i * channels;
-      else
-        pointers[n * rows + r] = inside(p.h + tap.dh, g.h.source) && inside(p.w + tap.dw, g.w.source)
-                                     ? source + (p.base + tap.source_offset)
-                                     : g.zeros;
-    }
-    ++n;
-  }
-  return n;
+void point(const Gather<T> &g, const Block &block, int64_t group, int64_t first, int rows, const T **pointers) {
+  const T *source = g.source + group * (g.source_channels / g.groups);
+  for (int64_t i = block.first; i < block.first + block.count; ++i)
+    for (int r = 0; r < rows; ++r)
+      *pointers++ = resolve(g, g.pieces[i], g.pixels[first + r], source, g.rows + (first + r) * g.row_steps);
 }
 
 // Columns [c0, c1), all of one group, of the `count` pixels that are listed. With `epilogue`, they
@@ -186,20 +162,21 @@ int32_t run_batch(nir_ctx *ctx, const Gather<T> &g, int64_t count, int64_t group
   const int64_t channels = g.source_channels / g.groups, columns = g.dest_channels / g.groups;
   const int64_t K = g.KH * g.KW * channels, tiles = ceil_div(count, kMaxRows);
   const T *weights = g.weights + group * ceil_div(columns, kPanel) * K * kPanel;
-  if (g.copies)
-    for (int64_t i = 0; i < count; ++i)
-      copy_taps(g, g.pixels[i], g.source + group * channels, g.rows + i * g.row_steps);
   if (!g.block_count) {
     for (int64_t i = 0; i < count; ++i) zero_run(g.dest + g.pixels[i].row * g.dest_channels + c0, c1 - c0);
     return epilogue ? finish(ctx, g.pixels[0].row, g.pixels[0].row + count, c0, c1) : NIR_OK;
   }
   for (int64_t b = 0; b < g.block_count; ++b) {
-    int pieces = 0;
+    const Block &block = g.blocks[b];
+    for (int64_t i = 0; i < block.count; ++i) {
+      g.lengths[i] = g.pieces[block.first + i].length;
+      g.offsets[i] = g.pieces[block.first + i].b_offset;
+    }
     for (int64_t i = 0; i < tiles; ++i) {
       int64_t m;
       int rows;
       tile_rows(count, tiles, i, &m, &rows);
-      pieces = point(g, g.blocks[b], group, m, rows, g.pointers + m * kMaxPieces);
+      point(g, block, group, m, rows, g.pointers + m * kMaxPieces);
     }
     for (int64_t c = c0; c < c1; c += sliver) {
       const int64_t cols = min64(sliver, c1 - c);
@@ -208,8 +185,8 @@ int32_t run_batch(nir_ctx *ctx, const Gather<T> &g, int64_t count, int64_t group
         int rows;
         tile_rows(count, tiles, i, &m, &rows);
         T *out[kMaxRows];
-        Tile<T> t{g.pointers + m * kMaxPieces, nullptr, kPanel, K * kPanel, pieces, g.lengths, g.offsets, out,
-                  0, b > 0};
+        Tile<T> t{g.pointers + m * kMaxPieces, nullptr, kPanel, K * kPanel, block.count, g.lengths, g.offsets,
+                  out, 0, b > 0};
         tile_columns<false>(t, rows, cols, [&](Tile<T> &t, int64_t j) {
           const int64_t n = c - group * columns + j;
           t.b = weights + n / kPanel * K * kPanel + n % kPanel;

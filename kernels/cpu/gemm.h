@@ -42,6 +42,11 @@ struct Tile {
   bool add;               // add to C, or overwrite it
 };
 
+template <int n>
+struct Int {
+  static constexpr int value = n;
+};
+
 template <class T, int kRows, int kVectors, bool kPacked>
 void tile(const Tile<T> &t) {
   constexpr int W = kLanes<T>, kPerPanel = kPanel / W;
@@ -57,18 +62,28 @@ void tile(const Tile<T> &t) {
     for (int i = 0; i < (kPacked ? 1 : kRows); ++i) a[i] = t.a[(kPacked ? 1 : kRows) * p + i];
     const T *b = t.b + t.offset[p] * t.b_step;
     const int64_t steps = t.length[p], b_step = t.b_step, b_panel = t.b_panel;
-    for (int64_t k = 0; k < steps; ++k) {
-      Vec<T> bv[kVectors];
+    // With more row pointers than registers, each is read from the stack once for two steps.
+    constexpr int kUnroll = !kPacked && kRows > 7 && kVectors == 1 ? 2 : 1;
+    int64_t k = 0;
+    const auto advance = [&](auto unroll) __attribute__((always_inline)) {
+      constexpr int U = decltype(unroll)::value;
+      Vec<T> bv[U][kVectors];
+#pragma GCC unroll 2
+      for (int u = 0; u < U; ++u, b += b_step)
 #pragma GCC unroll 8
-      for (int j = 0; j < kVectors; ++j) bv[j] = load(b + (j / kPerPanel) * b_panel + (j % kPerPanel) * W);
+        for (int j = 0; j < kVectors; ++j) bv[u][j] = load(b + (j / kPerPanel) * b_panel + (j % kPerPanel) * W);
 #pragma GCC unroll 16
-      for (int i = 0; i < kRows; ++i) {
-        Vec<T> av = broadcast(kPacked ? a[0][k * kRows + i] : a[kPacked ? 0 : i][k]);
+      for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 2
+        for (int u = 0; u < U; ++u) {
+          const Vec<T> av = broadcast(kPacked ? a[0][(k + u) * kRows + i] : a[kPacked ? 0 : i][k + u]);
 #pragma GCC unroll 8
-        for (int j = 0; j < kVectors; ++j) acc[i][j] = fma<T>(av, bv[j], acc[i][j]);
-      }
-      b += b_step;
-    }
+          for (int j = 0; j < kVectors; ++j) acc[i][j] = fma<T>(av, bv[u][j], acc[i][j]);
+        }
+      k += U;
+    };
+    while (k + kUnroll <= steps) advance(Int<kUnroll>{});
+    if (kUnroll > 1 && k < steps) advance(Int<1>{});
   }
 
 #pragma GCC unroll 16
