@@ -1,0 +1,1 @@
+"""nir beside its peers, in one run: ``python -m benchmarks --help``."""
