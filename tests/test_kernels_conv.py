@@ -134,19 +134,27 @@ def run(kind: str, c: Conv, x, w, dy, isa, row_cuts=(), col_cuts=(), epilogue=No
         arrays, rows, cols = [x, dy], taps * cg, c.o
         shape = (c.o, cg, c.kh, c.kw) if oihw else w.shape
         strides = [1, taps, taps * cg] if oihw else [cg * c.o, c.o, 1]
+        if depthwise:
+            strides = [1, taps] if oihw else [c.o, 1]
         scratch = (256 * 14 + 256 * 256 + rows * min(cols, 256) * oihw) * size + 256 * 16 + 256
     else:
         grad = kind.endswith("input_grad")
-        weights = w if depthwise else pack_weights(c, w, isa, input_grad=grad)
+        if depthwise:
+            weights = np.ascontiguousarray(w.transpose(3, 2, 0, 1)) if oihw else w
+        else:
+            weights = pack_weights(c, w, isa, input_grad=grad)
         shape = x.shape if grad else dy.shape
         arrays, rows, cols, strides = [first, weights], int(np.prod(shape[:3])), shape[3], []
         scratch = conv_scratch(c, c.o if grad else c.c, size)
+        if depthwise:
+            strides = [1, c.kh * c.kw] if oihw else [c.o, 1]
+            scratch = c.kh * c.kw * c.c * size
     out, memory = guarded(shape, dtype)
     before = memory.copy()
     call(
         f"nir_{kind}_{SUFFIX[dtype]}", isa, [*arrays, out], [*c.dims, *strides], rows, cols,
         row_cuts=row_cuts, col_cuts=col_cuts, epilogue=epilogue,
-        scratch=0 if depthwise else scratch,
+        scratch=scratch,
     )  # fmt: skip
     start = out.ctypes.data - memory.ctypes.data
     assert (memory[:start] == before[:start]).all()
@@ -195,6 +203,10 @@ def test_depthwise(c: Conv, kind: str, dtype: type) -> None:
     rows = want.size // want.shape[3]
     cut = run(name, c, x, w, dy, ISAS[0], row_cuts=[rows // 3], col_cuts=[1])
     assert same_bits(results[0], cut)
+    stored = run(name, c, x, w, dy, ISAS[0], col_cuts=[1], oihw=True)
+    assert same_bits(
+        results[0], stored.transpose(2, 3, 1, 0) if kind == "conv2d_weight_grad" else stored
+    )
     # The kernel for any groups gives the same numbers, if not the same speed.
     close(run(kind, c, x, w, dy, ISAS[0]), want, terms_of(kind, c))
 

@@ -327,6 +327,47 @@ def test_copy(dtype, view: str) -> None:
         np.testing.assert_array_equal(target, want)
 
 
+# source shape, low, factor, high
+PADS = [
+    ((5,), (2,), (1,), (3,)),
+    ((3, 4, 5), (0, 1, 2), (1, 1, 1), (2, 0, 1)),
+    ((3, 4, 5), (0, 0, 0), (2, 1, 3), (0, 0, 0)),
+    ((2, 3), (1, 2), (3, 2), (0, 4)),
+    ((0, 3), (2, 1), (1, 1), (1, 1)),
+    ((4, 0), (0, 2), (1, 2), (0, 1)),
+    ((2, 2, 2, 2), (0, 1, 0, 0), (1, 1, 1, 1), (0, 0, 0, 0)),
+]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
+@pytest.mark.parametrize("case", PADS, ids=str)
+def test_pad(case, dtype) -> None:
+    shape, low, factor, high = case
+    x = np.random.default_rng(6).integers(0, 99, shape).astype(dtype)
+    value = np.array(7).astype(dtype)
+    inner = [max(0, (n - 1) * f + 1) for n, f in zip(shape, factor, strict=True)]
+    out = [lo + n + hi for lo, n, hi in zip(low, inner, high, strict=True)]
+    want = np.full(out, value)
+    where = zip(low, inner, factor, strict=True)
+    want[tuple(slice(lo, lo + n, f) for lo, n, f in where)] = x
+    dims = [x.ndim, int(value.view(f"u{value.itemsize}"))]
+    for axis in zip(shape, low, factor, out, strict=True):
+        dims += axis
+    rows = int(np.prod(out[:-1]))
+    got = everywhere(f"nir_pad_b{8 * x.itemsize}", [x], dims, tuple(out), dtype, rows, out[-1])
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_concat(isa: str) -> None:
+    rng = np.random.default_rng(7)
+    xs = [rng.standard_normal((6, n, 3)).astype(np.float32) for n in (2, 0, 5, 1)]
+    want = np.concatenate(xs, axis=1)
+    dims = [len(xs), *(x.nbytes // 6 for x in xs)]
+    got = run("nir_concat_bytes", isa, xs, dims, want.shape, np.float32, 6, 1, row_cuts=[2])
+    np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64])
 def test_fill(dtype) -> None:
     bits = np.array(1.5).astype(dtype)

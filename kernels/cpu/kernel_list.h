@@ -38,5 +38,7 @@
   NIR_NUMBERS(X, argmin) X(argmin_u8)         \
   X(random_bits_i32)                          \
   NIR_BITS(X, copy)                           \
-  NIR_BITS(X, fill)
+  NIR_BITS(X, pad)                            \
+  NIR_BITS(X, fill)                           \
+  X(concat_bytes)
 // clang-format on
