@@ -1,0 +1,83 @@
+"""Decomposition: ops that a target has no kernel for become simpler ones, by their own `decompose`.
+
+An op stays if the target's table covers it, or if the code generator takes it: elementwise ops,
+plain reductions, sources and views. What is left over has neither kernel nor decomposition, and
+is refused by name. The target "interp" runs every op by its reference and decomposes nothing.
+
+requires: nothing.  ensures: every op is covered by the target (`covered`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from nir.errors import UnsupportedError
+from nir.ir.graph import Graph, location_text
+from nir.ir.op import OPS, Op, Value
+from nir.ir.program import Target
+from nir.ops import (
+    Broadcast,
+    Constant,
+    Flip,
+    Full,
+    Iota,
+    Max,
+    Min,
+    Prod,
+    Reshape,
+    Slice,
+    Sum,
+    Transpose,
+)
+from nir.ops.expr import Expr
+from nir.ops.fused import Fused, ReducePartial
+from nir.passes.rewrite import Context, rewrite
+
+# What a generated loop does besides elementwise ops; see nir.ops.fused.
+GENERATED = (
+    Sum,
+    Prod,
+    Max,
+    Min,
+    ReducePartial,
+    Broadcast,
+    Slice,
+    Flip,
+    Reshape,
+    Transpose,
+    Full,
+    Iota,
+    Constant,
+    Fused,
+)
+
+
+def covered(op: Op, target: Target) -> bool:
+    """Whether ``target`` runs ``op`` as it is, by a kernel or in a generated loop."""
+    if target.name == "interp" or op.kind == "elementwise" or isinstance(op, GENERATED):
+        return True
+    entry = target.kernels.get(op.name)
+    return entry is not None and (not callable(entry) or entry(op) is not None)
+
+
+def decompose(graph: Graph, target: Target) -> Graph:
+    """``graph`` in ops that ``target`` covers; UnsupportedError names the first it cannot."""
+    if target.name == "interp":
+        return graph
+    rule = partial(_expand, target)
+    rule.__name__ = "decompose"  # type: ignore[attr-defined]
+    out = rewrite(graph, {cls: (rule,) for cls in OPS.values()})
+    for op in out.nodes:
+        if not covered(op, target):
+            operands = ", ".join(str(v.type) for v in op.operands)
+            raise UnsupportedError(
+                f"{op.name}({operands}): target {target.name} has neither a kernel nor a "
+                "decomposition for it",
+                location_text(op.locs),
+            )
+    return out
+
+
+def _expand(target: Target, ctx: Context, op: Op) -> Sequence[Expr | Value] | None:
+    return None if covered(op, target) else op.decompose(ctx.exprs(op.operands))

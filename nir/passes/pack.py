@@ -1,0 +1,61 @@
+"""Packing: the right operands of products and the weights of convolutions in the kernels' layout.
+
+GEMM kernels read B in panels of 16 columns, and a packed B is worth its cost once enough rows of A
+share it. The packing is an op of its own: common uses of one weight share it (cse), and what
+depends on weights alone can move out of a loop. A pack reads its source in the order in which it is
+stored, so a transposed operand needs no transpose.
+
+Left as they are: products of few rows, and depthwise convolutions, whose kernels read plain
+weights.
+
+requires: covered.  ensures: no product reads a transposed, unpacked right operand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from nir.ir.graph import Graph
+from nir.ir.op import Value
+from nir.ir.program import Target
+from nir.ops import Conv2d, Conv2dInputGrad, Matmul, Pack, PackConv2d
+from nir.passes.rewrite import Context, Rules, rewrite
+
+# Rows of A from which packing B pays: some tiles of 14 rows read each panel then.
+_ROWS_THAT_SHARE = 64
+
+
+def pack(graph: Graph, target: Target) -> Graph:
+    """``graph`` with explicit packs; as it is for a target without a kernel that packs."""
+    rules = {cls: found for cls, found in RULES.items() if _PACKS[cls].name in target.kernels}
+    return rewrite(graph, rules)
+
+
+def pack_matmul(ctx: Context, op: Matmul) -> Sequence[Value] | None:
+    if op.rhs.type.layout:
+        return None
+    rows = op.result.type.shape[-2]
+    if isinstance(rows, int) and rows < _ROWS_THAT_SHARE and not op.transpose_rhs:
+        return None
+    packed = ctx.emit(Pack(op.rhs, op.transpose_rhs))
+    return [ctx.emit(replace(op, rhs=packed, transpose_rhs=False))]
+
+
+def pack_conv2d(ctx: Context, op: Any) -> Sequence[Value] | None:
+    if op.weight_layout == "packed":
+        return None
+    o, i, kh, kw = op.w.type.shape
+    if op.weight_layout == "HWIO":
+        kh, kw, i, o = op.w.type.shape
+    if op.groups > 1 and op.groups == o and i == 1:
+        return None
+    packed = ctx.emit(
+        PackConv2d(op.w, op.weight_layout, op.groups, isinstance(op, Conv2dInputGrad))
+    )
+    return [ctx.emit(replace(op, w=packed, weight_layout="packed", kernel_size=(kh, kw)))]
+
+
+RULES: Rules = {Matmul: (pack_matmul,), Conv2d: (pack_conv2d,), Conv2dInputGrad: (pack_conv2d,)}
+_PACKS: dict[type, Any] = {Matmul: Pack, Conv2d: PackConv2d, Conv2dInputGrad: PackConv2d}

@@ -1,0 +1,216 @@
+"""The pass pipeline: what happens to a graph on its way to a program, in order.
+
+Read this file first. A pass is a pure function ``(Graph, Target) -> Graph``, one file each. The
+order is not folklore: a pass states which facts it `requires`, which it `ensures`, and which it
+may break; the order is checked when this module is loaded, and each ensured fact is checked on the
+graph after the pass, at every compile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from nir.ir.interp import compare
+
+from nir.errors import VerifyError
+from nir.ir.graph import Graph, location_text
+from nir.ir.op import Op
+from nir.ir.program import Target
+from nir.ops import Max, Min, Prod, Sum
+from nir.passes.batch_norm_fold import batch_norm_fold
+from nir.passes.cse import cse
+from nir.passes.dce import dce
+from nir.passes.decompose import covered, decompose
+from nir.passes.fold import fold
+from nir.passes.fuse import fuse
+from nir.passes.layout import layout
+from nir.passes.memory import plan_memory
+from nir.passes.pack import pack
+from nir.passes.simplify import simplify
+from nir.passes.split_reductions import leading_or_trailing, split_reductions
+
+PassFunction = Callable[[Graph, Target], Graph]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A step of the pipeline. ``name`` is its name in dumps, messages and on the command line."""
+
+    name: str
+    run: PassFunction
+    requires: frozenset[str] = frozenset()
+    ensures: frozenset[str] = frozenset()
+    breaks: frozenset[str] = frozenset()
+
+
+# ---- facts: what may be relied on between passes -----------------------------------------------
+
+
+def _is_loop_op(op: Op) -> bool:
+    return op.kind == "elementwise" or isinstance(op, (Sum, Prod, Max, Min))
+
+
+def _breaks_reductions(op: Op, target: Target) -> bool:
+    return isinstance(op, (Sum, Prod, Max, Min)) and not leading_or_trailing(
+        op.axes, op.x.type.ndim
+    )
+
+
+# Fact -> whether an op contradicts it.
+FACTS: Mapping[str, Callable[[Op, Target], bool]] = {
+    # Every op has a kernel or belongs in a generated loop.
+    "covered": lambda op, target: not covered(op, target),
+    # Reductions run over trailing or leading axes only.
+    "split": _breaks_reductions,
+    # Elementwise ops and reductions lie in Fused regions.
+    "fused": lambda op, target: _is_loop_op(op),
+}
+
+_PLANNED = "planned"
+
+
+def _facts(*names: str) -> frozenset[str]:
+    return frozenset(names)
+
+
+_ANY_REWRITE = _facts("fused", _PLANNED)
+
+SIMPLIFY = Pass("simplify", simplify, breaks=_ANY_REWRITE)
+FOLD = Pass("fold", fold, breaks=_ANY_REWRITE)
+CSE = Pass("cse", cse, breaks=_facts(_PLANNED))
+DCE = Pass("dce", dce, breaks=_facts(_PLANNED))
+LAYOUT = Pass("layout", layout, breaks=_facts("split", "fused", _PLANNED))
+BATCH_NORM_FOLD = Pass(
+    "batch_norm_fold", batch_norm_fold, breaks=_facts("covered", "fused", _PLANNED)
+)
+DECOMPOSE = Pass(
+    "decompose", decompose, ensures=_facts("covered"), breaks=_facts("split", "fused", _PLANNED)
+)
+PACK = Pass(
+    "pack", pack, requires=_facts("covered"), ensures=_facts("covered"), breaks=_ANY_REWRITE
+)
+SPLIT = Pass(
+    "split_reductions",
+    split_reductions,
+    requires=_facts("covered"),
+    ensures=_facts("covered", "split"),
+    breaks=_ANY_REWRITE,
+)
+FUSE = Pass(
+    "fuse",
+    fuse,
+    requires=_facts("covered", "split"),
+    ensures=_facts("fused"),
+    breaks=_facts(_PLANNED),
+)
+PLAN_MEMORY = Pass("plan_memory", plan_memory, requires=_facts("fused"), ensures=_facts(_PLANNED))
+
+PIPELINE: tuple[Pass, ...] = (
+    # The graph as traced: small rules first, so that the costly passes see less.
+    SIMPLIFY,
+    FOLD,
+    CSE,
+    DCE,
+    # Transposes of the front end meet; what they stood between becomes visible.
+    LAYOUT,
+    BATCH_NORM_FOLD,
+    # The target's vocabulary, then the same clean-up over what decomposition exposed.
+    DECOMPOSE,
+    SIMPLIFY,
+    FOLD,
+    LAYOUT,
+    CSE,
+    # Physical forms: packed weights, reductions as loops run them.
+    PACK,
+    SPLIT,
+    CSE,
+    DCE,
+    # Kernels and memory.
+    FUSE,
+    PLAN_MEMORY,
+)
+
+PASSES: Mapping[str, PassFunction] = {p.name: p.run for p in PIPELINE}
+
+
+def check_order(passes: Sequence[Pass]) -> None:
+    """Raise VerifyError if a pass runs before what it requires."""
+    known: frozenset[str] = frozenset()
+    for p in passes:
+        if missing := p.requires - known:
+            raise VerifyError(
+                f"pass {p.name} requires {', '.join(sorted(missing))}, "
+                "which no pass before it ensures"
+            )
+        known = (known - p.breaks) | p.ensures
+
+
+check_order(PIPELINE)
+
+
+# ---- running -----------------------------------------------------------------------------------
+
+
+class Dump(Protocol):
+    """Writes a numbered file for a graph; see `nir.ir.dump`."""
+
+    def write(self, name: str, graph: Graph) -> Any: ...
+
+
+def run_pipeline(
+    graph: Graph,
+    target: Target,
+    dump: Dump | None = None,
+    verify: Sequence[np.ndarray] | None = None,
+    passes: Sequence[Pass] = PIPELINE,
+) -> Graph:
+    """``graph`` lowered for ``target``: fused, planned, every op covered by a kernel or a loop.
+
+    ``dump`` receives the graph after each pass that changed it. With ``verify``, inputs for the
+    graph, the reference interpreter runs it before and after each pass, and a VerifyError names
+    the first pass that changes a result, with the op, the user's line and the error in ulp.
+    """
+    check_order(passes)
+    if dump is not None:
+        dump.write("traced", graph)
+    for p in passes:
+        before, graph = graph, p.run(graph, target)
+        _check_signature(p, before, graph)
+        if graph is before:
+            continue
+        if dump is not None:
+            dump.write(p.name, graph)
+        _check_facts(p, graph, target)
+        if verify is not None:
+            _check_meaning(p, before, graph, verify)
+    return graph
+
+
+def _check_signature(p: Pass, before: Graph, after: Graph) -> None:
+    if before.input_types != after.input_types or before.output_types != after.output_types:
+        raise VerifyError(
+            f"pass {p.name} changed the signature of @{before.name}: inputs {before.input_types} "
+            f"-> {after.input_types}, outputs {before.output_types} -> {after.output_types}"
+        )
+
+
+def _check_facts(p: Pass, graph: Graph, target: Target) -> None:
+    if _PLANNED in p.ensures and graph.plan is None:
+        raise VerifyError(f"pass {p.name} left the graph without a memory plan")
+    for fact in sorted(p.ensures & FACTS.keys()):
+        broken = FACTS[fact]
+        for op in graph.nodes:
+            if broken(op, target):
+                raise VerifyError(
+                    f"pass {p.name} ensures {fact!r}, and {op.name} breaks it",
+                    location_text(op.locs),
+                )
+
+
+def _check_meaning(p: Pass, before: Graph, after: Graph, inputs: Sequence[np.ndarray]) -> None:
+    difference = compare(before, after, inputs)
+    if difference is not None:
+        raise VerifyError(f"pass {p.name} changed a result: {difference}")
