@@ -1,0 +1,44 @@
+"""Classifies images with a saved package: no model code, no tracing, no compiler.
+
+usage: classify.py PACKAGE.nirp IMAGES.npz
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import numpy as np
+
+import nir
+
+BATCH = 500
+
+
+def main() -> None:
+    package, images_file = sys.argv[1:]
+    start = time.perf_counter()
+    classify = nir.load(package)
+    loaded = time.perf_counter() - start
+    with np.load(images_file) as file:
+        images, labels = file["images"], file["labels"]
+
+    classify(np.zeros((BATCH, *images.shape[1:]), np.float32))  # the first run sizes its arena
+    right, seconds = 0, 0.0
+    for i in range(0, len(images), BATCH):
+        x = images[i : i + BATCH].astype(np.float32) / 255
+        start = time.perf_counter()
+        logits = np.asarray(classify(x))
+        seconds += time.perf_counter() - start
+        right += int((logits.argmax(1) == labels[i : i + BATCH]).sum())
+
+    if "llvmlite" in sys.modules:
+        raise SystemExit("the package must run without llvmlite")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"from the package  loaded in {loaded * 1e3:.1f} ms; accuracy {right / len(labels):.4f}; "
+          f"{len(labels) / seconds:,.0f} images/s; peak memory {peak:.0f} MiB")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
