@@ -51,9 +51,7 @@ class Poly:
 
     def __mul__(self, other: Dim) -> Dim:
         return _from_terms(
-            (_mul_monomials(m1, m2), c1 * c2)
-            for m1, c1 in self.terms
-            for m2, c2 in _terms(other)
+            (_mul_monomials(m1, m2), c1 * c2) for m1, c1 in self.terms for m2, c2 in _terms(other)
         )
 
     __rmul__ = __mul__
@@ -143,7 +141,9 @@ def exact_div(a: Dim, b: Dim) -> Dim | None:
                 return None
             powers[atom] -= power
         rest = tuple((atom, power) for atom, power in powers.items() if power)
-        out.append((tuple(sorted(rest, key=lambda i: _atom_key(i[0]))), coefficient // d_coefficient))
+        out.append(
+            (tuple(sorted(rest, key=lambda i: _atom_key(i[0]))), coefficient // d_coefficient)
+        )
     return _from_terms(out)
 
 

@@ -37,11 +37,13 @@ class Sample:
     """Inputs for the table-driven tests: operand arrays in order, and attributes.
 
     ``differentiable`` False keeps a sample out of the gradient tests (a tie, a kink, an integer).
+    ``arity`` says how many operands each variadic field takes, where there are several.
     """
 
     operands: tuple[np.ndarray, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
     differentiable: bool = True
+    arity: tuple[int, ...] = ()
 
 
 # name -> class, for the parser, the tests over all ops and the generated op table.
@@ -85,7 +87,9 @@ class Op:
                     (k, v) for k, v in base.__dict__.get("__annotations__", {}).items()
                     if not str(v).startswith("ClassVar")
                 )  # fmt: skip
-        cls.operand_fields = tuple((n, _OPERAND[a]) for n, a in annotations.items() if a in _OPERAND)
+        cls.operand_fields = tuple(
+            (n, _OPERAND[a]) for n, a in annotations.items() if a in _OPERAND
+        )
         cls.attribute_fields = tuple(n for n, a in annotations.items() if a not in _OPERAND)
         OPS[cls.name] = cls
 
@@ -99,7 +103,9 @@ class Op:
         """The results in numpy, for concrete attributes: the meaning of the op."""
         raise NotImplementedError
 
-    def grad(self, operands: Sequence[Any], results: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+    def grad(
+        self, operands: Sequence[Any], results: Sequence[Any], cotangents: Sequence[Any]
+    ) -> Sequence[Any]:
         """One cotangent (or None) per operand. All arguments are `nir.ops.expr.Expr`.
 
         A cotangent is None where nothing flows back to that result. Raises NotDifferentiable.
@@ -171,6 +177,30 @@ class Op:
     def regions(self) -> Iterator[tuple[str, Any]]:
         """(attribute name, Graph) of each region, for ops that hold closed graphs."""
         return iter(())
+
+
+def construct(
+    cls: type[Op],
+    operands: Sequence[Value],
+    attributes: Mapping[str, Any],
+    arity: Sequence[int] = (),
+) -> Op:
+    """An op from operands in order and attributes by name.
+
+    An optional operand is absent where ``attributes`` holds None for it. A lone variadic field
+    takes what the others leave; several take ``arity`` operands each.
+    """
+    given = dict(attributes)
+    rest = list(operands)
+    present = [(n, k) for n, k in cls.operand_fields if not (k == "optional" and n in given)]
+    several = iter(arity or (len(rest) - sum(k != "many" for _, k in present),))
+    for name, kind in present:
+        if kind == "many":
+            count = next(several)
+            given[name], rest = tuple(rest[:count]), rest[count:]
+        else:
+            given[name] = rest.pop(0)
+    return cls(**given)
 
 
 def bind_attribute(value: Any, env: Mapping[str, Dim]) -> Any:

@@ -55,7 +55,9 @@ class ReducePartial(Op):
             return (flat,)
         return (_REDUCE[self.op].reduceat(flat, starts, axis=0).astype(x.dtype),)
 
-    def grad(self, operands: Sequence[Any], results: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+    def grad(
+        self, operands: Sequence[Any], results: Sequence[Any], cotangents: Sequence[Any]
+    ) -> Sequence[Any]:
         raise NotDifferentiable("reduce_partial is made by passes, after differentiation")
 
     @classmethod
@@ -102,7 +104,9 @@ class Fused(Op):
     def ref(self, *operands: np.ndarray) -> tuple[np.ndarray, ...]:
         return tuple(evaluate_region(self.body, operands))
 
-    def grad(self, operands: Sequence[Any], results: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+    def grad(
+        self, operands: Sequence[Any], results: Sequence[Any], cotangents: Sequence[Any]
+    ) -> Sequence[Any]:
         raise NotDifferentiable("fused is made by passes, after differentiation")
 
     @classmethod

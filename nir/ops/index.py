@@ -1,0 +1,202 @@
+"""Indexing by tensors: gather and scatter-add."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nir.errors import DTypeError, IndexRangeError, ShapeError
+from nir.ir.op import Op, Sample, Value
+from nir.ir.types import TensorType, i32, i64
+
+Grad = Sequence[Any]
+
+_X = np.arange(12, dtype=np.float32).reshape(4, 3) / 5
+
+
+def _check(op: Op, x: Value, indices: Value, axis: int) -> None:
+    if not 0 <= axis < x.type.ndim:
+        raise ShapeError(f"{op.name}: axis {axis} of a tensor of {x.type.ndim} axes (x: {x.type})")
+    if indices.type.dtype not in (i32, i64):
+        raise DTypeError(f"{op.name}: expected i32 or i64 indices, got {indices.type}")
+
+
+def _wrapped(name: str, indices: np.ndarray, size: int) -> np.ndarray:
+    """Indices with negative ones counted from the end; out of range is an error."""
+    bad = (indices < -size) | (indices >= size)
+    if bad.any():
+        first = indices[bad].flat[0]
+        raise IndexRangeError(f"{name}: index {first} is out of range for an axis of size {size}")
+    return np.where(indices < 0, indices + size, indices)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Take(Op):
+    """x at ``indices`` (i32 or i64) along ``axis``: the index's shape stands in the axis's place.
+
+    Negative indices count from the end; one out of range raises IndexRangeError at run time.
+    """
+
+    x: Value
+    indices: Value
+    axis: int
+    kind = "other"
+
+    def infer(self) -> tuple[TensorType, ...]:
+        _check(self, self.x, self.indices, self.axis)
+        s = self.x.type.shape
+        return (
+            self.x.type.with_(
+                shape=(*s[: self.axis], *self.indices.type.shape, *s[self.axis + 1 :])
+            ),
+        )
+
+    def ref(self, x: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (np.take(x, _wrapped("take", indices, x.shape[self.axis]), self.axis),)
+
+    def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
+        x, indices = operands
+        return x.zeros_like().scatter_add(indices, cotangents[0], self.axis), None
+
+    @classmethod
+    def samples(cls) -> Sequence[Sample]:
+        return [
+            Sample((_X, np.array([[0, 3], [1, -1], [0, 0]])), {"axis": 0}),
+            Sample((_X, np.array([2, 0, 2, -3], np.int32)), {"axis": 1}),
+            Sample((_X, np.array(2)), {"axis": 0}),
+            Sample((_X, np.zeros(0, np.int64)), {"axis": 0}),
+        ]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ScatterAdd(Op):
+    """x with ``updates`` added at ``indices`` along ``axis``; repeated indices add up, in order.
+
+    updates has the shape of ``take(x, indices, axis)``.
+    """
+
+    x: Value
+    indices: Value
+    updates: Value
+    axis: int
+    kind = "other"
+
+    def infer(self) -> tuple[TensorType, ...]:
+        _check(self, self.x, self.indices, self.axis)
+        t, u = self.x.type, self.updates.type
+        s = t.shape
+        expected = (*s[: self.axis], *self.indices.type.shape, *s[self.axis + 1 :])
+        if u.shape != expected:
+            raise ShapeError(f"scatter_add: expected updates {t.with_(shape=expected)}, got {u}")
+        if u.dtype != t.dtype or t.dtype.kind == "bool":
+            raise DTypeError(f"scatter_add: expected one number dtype, got x: {t}, updates: {u}")
+        return (t,)
+
+    def ref(
+        self, x: np.ndarray, indices: np.ndarray, updates: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        out = x.copy()
+        index = _wrapped("scatter_add", indices, x.shape[self.axis])
+        with np.errstate(all="ignore"):
+            np.add.at(out, (*(slice(None),) * self.axis, index), updates)
+        return (out,)
+
+    def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
+        return cotangents[0], None, cotangents[0].take(operands[1], self.axis)
+
+    @classmethod
+    def samples(cls) -> Sequence[Sample]:
+        i = np.array([[0, 3], [1, -1], [0, 0]])
+        j = np.array([2, 0, 2, -3], np.int32)
+        rng = np.random.default_rng(1)
+        return [
+            Sample((_X, i, rng.standard_normal((3, 2, 3)).astype(np.float32)), {"axis": 0}),
+            Sample((_X, j, rng.standard_normal((4, 4)).astype(np.float32)), {"axis": 1}),
+            Sample((_X, np.zeros(0, np.int64), np.zeros((0, 3), np.float32)), {"axis": 0}),
+        ]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TakeAlong(Op):
+    """out[..., i, ...] = x[..., indices[..., i, ...], ...] along ``axis`` (PyTorch's gather)."""
+
+    x: Value
+    indices: Value
+    axis: int
+    kind = "other"
+
+    def infer(self) -> tuple[TensorType, ...]:
+        _check(self, self.x, self.indices, self.axis)
+        t, i = self.x.type, self.indices.type
+        if t.ndim != i.ndim or any(
+            m != n for a, (m, n) in enumerate(zip(t.shape, i.shape, strict=True)) if a != self.axis
+        ):
+            raise ShapeError(
+                f"take_along: shapes differ beside axis {self.axis}: x: {t}, indices: {i}"
+            )
+        return (t.with_(shape=i.shape),)
+
+    def ref(self, x: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+        index = _wrapped("take_along", indices, x.shape[self.axis])
+        return (np.take_along_axis(x, index, self.axis),)
+
+    def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
+        x, indices = operands
+        return x.zeros_like().scatter_add_along(indices, cotangents[0], self.axis), None
+
+    @classmethod
+    def samples(cls) -> Sequence[Sample]:
+        return [
+            Sample((_X, np.array([[0, 1, 3], [2, -1, 0]])), {"axis": 0}),
+            Sample((_X, np.array([[2], [0], [1], [-3]], np.int32)), {"axis": 1}),
+        ]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ScatterAddAlong(Op):
+    """x with updates[..., i, ...] added at index indices[..., i, ...] of ``axis``."""
+
+    x: Value
+    indices: Value
+    updates: Value
+    axis: int
+    kind = "other"
+
+    def infer(self) -> tuple[TensorType, ...]:
+        _check(self, self.x, self.indices, self.axis)
+        t, i, u = self.x.type, self.indices.type, self.updates.type
+        if u.shape != i.shape or t.ndim != i.ndim:
+            raise ShapeError(f"scatter_add_along: expected updates of shape {i}, got {u} (x: {t})")
+        if any(
+            m != n for a, (m, n) in enumerate(zip(t.shape, i.shape, strict=True)) if a != self.axis
+        ):
+            raise ShapeError(
+                f"scatter_add_along: shapes differ beside axis {self.axis}: x: {t}, indices: {i}"
+            )
+        if u.dtype != t.dtype or t.dtype.kind == "bool":
+            raise DTypeError(
+                f"scatter_add_along: expected one number dtype, got x: {t}, updates: {u}"
+            )
+        return (t,)
+
+    def ref(
+        self, x: np.ndarray, indices: np.ndarray, updates: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        out = x.copy()
+        index = list(np.indices(indices.shape, sparse=True))
+        index[self.axis] = _wrapped("scatter_add_along", indices, x.shape[self.axis])
+        with np.errstate(all="ignore"):
+            np.add.at(out, tuple(index), updates)
+        return (out,)
+
+    def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
+        return cotangents[0], None, cotangents[0].take_along(operands[1], self.axis)
+
+    @classmethod
+    def samples(cls) -> Sequence[Sample]:
+        rng = np.random.default_rng(2)
+        i = np.array([[0, 1, 3], [0, -1, 0]])
+        return [Sample((_X, i, rng.standard_normal((2, 3)).astype(np.float32)), {"axis": 0})]
