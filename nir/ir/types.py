@@ -103,7 +103,12 @@ class TensorType:
         return all(isinstance(d, int) for d in self.shape)
 
     def with_(self, **changes: object) -> TensorType:
-        fields = {"dtype": self.dtype, "shape": self.shape, "layout": self.layout, "device": self.device}
+        fields = {
+            "dtype": self.dtype,
+            "shape": self.shape,
+            "layout": self.layout,
+            "device": self.device,
+        }
         return TensorType(**{**fields, **changes})  # type: ignore[arg-type]
 
     def __str__(self) -> str:

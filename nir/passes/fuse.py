@@ -201,7 +201,12 @@ class _Fusion:
                 continue
             if outside and self.reaches((e.user for e in outside), c):
                 continue
-            c.form, c.space, c.level, c.chunk = joined.form, joined.space, joined.level, joined.chunk
+            c.form, c.space, c.level, c.chunk = (
+                joined.form,
+                joined.space,
+                joined.level,
+                joined.chunk,
+            )
             self.add(i, c)
             return
         self.add(i, self.alone(op))
@@ -349,7 +354,9 @@ class _Fusion:
         stack, seen = list(starts), set()
         expanded = {id(skip)} if skip is not None else set()
         if skip is not None:
-            stack = [e.user for m in stack for v in self.nodes[m].results for e in self.real_users[v]]
+            stack = [
+                e.user for m in stack for v in self.nodes[m].results for e in self.real_users[v]
+            ]
             stack = [m for m in stack if self.cluster.get(m) is not skip]
         while stack:
             i = stack.pop()
@@ -407,8 +414,12 @@ class _Fusion:
     def _stored_inline(self, i: int) -> bool:
         """An inlined op that something outside loops reads is also stored."""
         return any(
-            self.position[u] not in self.cluster and self.position[u] not in self.inline
-            or (self.position[u] in self.cluster and self.cluster[self.position[u]].heavy == self.position[u])
+            self.position[u] not in self.cluster
+            and self.position[u] not in self.inline
+            or (
+                self.position[u] in self.cluster
+                and self.cluster[self.position[u]].heavy == self.position[u]
+            )
             for u in self.graph.users[self.nodes[i].result]
         )
 
@@ -428,7 +439,9 @@ class _Fusion:
         c = self.cluster.get(i)
         op = self.nodes[i]
         if c is None:
-            if isinstance(op, (Full, Iota)) or (_is_view(op) and not isinstance(op, (Reshape, Transpose))):
+            if isinstance(op, (Full, Iota)) or (
+                _is_view(op) and not isinstance(op, (Reshape, Transpose))
+            ):
                 c = _Cluster("map", op.result.type.shape, members=[i])
             else:
                 b.append(op)
