@@ -79,7 +79,7 @@ def call(
     address = LIB.nir_find_kernel(name.encode(), isa.encode())
     assert address, f"no kernel {name} for {isa}"
     fn = KERNEL(address)
-    memory = np.full(scratch + 128, 0xA5, np.uint8)
+    memory = np.full(scratch + 65536, 0xA5, np.uint8)
     start = -pointer(memory) % 64
     ctx = Ctx(scratch=pointer(memory) + start)
     hook = KERNEL(epilogue) if epilogue else None

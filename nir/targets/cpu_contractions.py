@@ -1,0 +1,211 @@
+"""CPU kernels for matmul, convolutions and the packing of their weights.
+
+The layouts of ``dims`` are at the top of each source in kernels/cpu.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from nir.ir.dim import Dim, Shape, ceildiv, prod
+from nir.ops.conv import Conv2d, Conv2dInputGrad, Conv2dWeightGrad, PackConv2d
+from nir.ops.linalg import Matmul, Pack
+from nir.targets.kernel_call import KernelCall
+
+# Constants of kernels/cpu/gemm.h and conv2d*.cc, for the size of scratch.
+PANEL = 16
+BLOCK_K = 256
+BLOCK_M = 336
+MAX_ROWS = 14
+BATCH_ROWS = 8 * MAX_ROWS
+MAX_PIECES = 32
+FEW_CHANNELS = 16
+ROW_ELEMENTS = 65536
+GRAD_COLUMNS = 256
+_LINE = 64
+
+_NUMBERS = ("f32", "f64", "i32", "i64")
+_FLOATS = ("f32", "f64")
+
+
+def panels(columns: Dim) -> Dim:
+    """Panels of 16 columns that hold ``columns``."""
+    return ceildiv(columns, PANEL)
+
+
+def _pack_b(
+    dtype: str, batch: Dim, k1: Dim, k2: Dim, n: Dim, strides: Shape, size: int
+) -> KernelCall:
+    rows = batch * panels(n)
+    return KernelCall(
+        f"nir_pack_b_{dtype}",
+        (batch, k1, k2, n, *strides),
+        rows,
+        work=rows * k1 * k2 * (2 * PANEL * size),
+    )
+
+
+def pack(op: Pack) -> KernelCall | None:
+    t = op.w.type
+    if t.dtype.name not in _NUMBERS:
+        return None
+    *batch, k, n = op.result.type.shape
+    s_k, s_n = (1, k) if op.transpose else (n, 1)
+    return _pack_b(t.dtype.name, prod(batch), 1, k, n, (k * n, 0, s_k, s_n), t.dtype.itemsize)
+
+
+def matmul(op: Matmul) -> KernelCall | None:
+    a, b = op.lhs.type, op.rhs.type
+    dtype, size = a.dtype.name, a.dtype.itemsize
+    if dtype not in _NUMBERS:
+        return None
+    *batch_axes, m, n = op.result.type.shape
+    k = a.shape[-2] if op.transpose_lhs else a.shape[-1]
+    batch = prod(batch_axes)
+    a_m, a_k = (1, m) if op.transpose_lhs else (k, 1)
+    packed = b.layout == "panel16"
+    # A transposed rhs has no kernel of its own: it is packed first.
+    by_rows = not packed and not op.transpose_rhs
+    return KernelCall(
+        f"nir_matmul_{dtype}_{'rows' if by_rows else 'packed'}",
+        (
+            1, batch, m, n, k,
+            0, m * k, a_m, a_k,
+            0, k * n if by_rows else panels(n) * k * PANEL, n if by_rows else 0,
+            0, m * n, n,
+        ),
+        rows=batch * m,
+        cols=n,
+        row_grain=8,
+        col_grain=2 * PANEL,
+        scratch=(BLOCK_M * BLOCK_K + BLOCK_K * PANEL) * size,
+        work=_quarter(batch * m * n * k),
+        pack=None if packed or by_rows else 1,
+    )  # fmt: skip
+
+
+def _quarter(products: Dim) -> Dim:
+    # Flops are two per product, and `work` counts eight of them as a byte.
+    return products // 4
+
+
+def pack_conv2d(op: PackConv2d) -> KernelCall | None:
+    t = op.w.type
+    if t.dtype.name not in _FLOATS:
+        return None
+    kh, kw, ci, co = _hwio(t.shape, op.weight_layout)
+    s_tap, s_ci, s_co = weight_strides(op.weight_layout, kh, kw, ci, co)
+    per_group = co // op.groups
+    k2, n, s_k2, s_n = (per_group, ci, s_co, s_ci) if op.input_grad else (ci, per_group, s_ci, s_co)
+    strides = (per_group * s_co, s_tap, s_k2, s_n)
+    return _pack_b(t.dtype.name, op.groups, kh * kw, k2, n, strides, t.dtype.itemsize)
+
+
+def _hwio(shape: Shape, layout: str) -> Any:
+    if layout == "OIHW":
+        co, ci, kh, kw = shape
+        return kh, kw, ci, co
+    return shape
+
+
+def weight_strides(layout: str, kh: Dim, kw: Dim, ci: Dim, co: Dim) -> tuple[Dim, Dim, Dim]:
+    """Elements from one kernel position, input channel and output channel to the next."""
+    return (1, kh * kw, ci * kh * kw) if layout == "OIHW" else (ci * co, co, 1)
+
+
+def _window(op: Any, x: Shape, y: Shape, kernel: tuple[Dim, Dim]) -> tuple[Dim, ...]:
+    """The sixteen dims of kernels/cpu/conv.h, from the shapes of input and output images."""
+    (top, _), (left, _) = op.padding
+    return (*x, *y[1:], *kernel, *op.stride, top, left, *op.dilation, op.groups)
+
+
+def _gather_scratch(source_channels: int, groups: int, taps: int, size: int) -> int:
+    """Bytes that conv2d.cc takes: pieces, blocks, pixels, pointers, lengths, zeros, copied rows."""
+    channels = source_channels // groups
+    pieces = taps * max(1, -(-channels // BLOCK_K))
+    rows = 0
+    if channels < FEW_CHANNELS:
+        rows = max(ROW_ELEMENTS, MAX_ROWS * taps * channels)
+    fixed = BATCH_ROWS * 24 + MAX_PIECES * BATCH_ROWS * 8 + MAX_PIECES * 12
+    return fixed + pieces * (32 + 8) + (BLOCK_K + rows) * size + 8 * _LINE
+
+
+def _convolution(op: Any, image: Any, input_grad: bool) -> KernelCall | None:
+    """conv2d of ``image`` = x, or conv2d_input_grad of ``image`` = dy."""
+    t, out = image.type, op.result.type
+    dtype, size = t.dtype.name, t.dtype.itemsize
+    if dtype not in _FLOATS:
+        return None
+    kh, kw, ci, co = op._weight(op.w, input_grad)
+    static = (kh, kw, ci, co, t.shape[3])
+    if not all(isinstance(d, int) for d in static):
+        return None
+    taps, depthwise = kh * kw, ci == 1 and co == op.groups and op.weight_layout != "packed"
+    x, y = (out.shape, t.shape) if input_grad else (t.shape, out.shape)
+    dims = _window(op, x, y, (kh, kw))
+    kernel = "conv2d_depthwise" if depthwise else "conv2d"
+    call = KernelCall(
+        f"nir_{kernel}{'_input_grad' if input_grad else ''}_{dtype}",
+        dims,
+        rows=prod(out.shape[:3]),
+        cols=out.shape[3],
+        row_grain=8,
+        col_grain=2 * PANEL if op.groups == 1 else 0,
+        scratch=_gather_scratch(t.shape[3], op.groups, taps, size),
+        work=_quarter(prod(y) * (taps * ci)),
+        pack=None if op.weight_layout == "packed" else 1,
+    )
+    if not depthwise:
+        return call
+    s_tap, _, s_co = weight_strides(op.weight_layout, kh, kw, ci, co)
+    return replace(
+        call, dims=(*dims, s_tap, s_co), scratch=taps * co * size, col_grain=PANEL, pack=None
+    )
+
+
+def conv2d(op: Conv2d) -> KernelCall | None:
+    return _convolution(op, op.x, False)
+
+
+def conv2d_input_grad(op: Conv2dInputGrad) -> KernelCall | None:
+    return _convolution(op, op.dy, True)
+
+
+def conv2d_weight_grad(op: Conv2dWeightGrad) -> KernelCall | None:
+    x, dy = op.x.type, op.dy.type
+    dtype, size = x.dtype.name, x.dtype.itemsize
+    if dtype not in _FLOATS:
+        return None
+    kh, kw = op.kernel_size
+    ci, co = x.shape[3] // op.groups, dy.shape[3]
+    if not isinstance(ci, int) or not isinstance(co, int):
+        return None
+    taps = kh * kw
+    strides = weight_strides(op.weight_layout, kh, kw, ci, co)
+    dims = _window(op, x.shape, dy.shape, (kh, kw))
+    depthwise = ci == 1 and co == op.groups
+    sums = 0 if strides[2] == 1 else taps * ci * min(co, GRAD_COLUMNS)
+    scratch = (BLOCK_K * (MAX_ROWS + GRAD_COLUMNS) + sums) * size + BLOCK_K * 16 + 4 * _LINE
+    s_tap, _, s_co = strides
+    return KernelCall(
+        f"nir_conv2d{'_depthwise' if depthwise else ''}_weight_grad_{dtype}",
+        (*dims, s_tap, s_co) if depthwise else (*dims, *strides),
+        rows=taps * ci,
+        cols=co,
+        row_grain=1 if depthwise else 8,
+        col_grain=PANEL,
+        scratch=0 if depthwise else scratch,
+        work=_quarter(prod(dy.shape) * (taps * ci)),
+    )
+
+
+CONTRACTIONS: dict[str, Callable[[Any], KernelCall | None]] = {
+    "pack": pack,
+    "matmul": matmul,
+    "pack_conv2d": pack_conv2d,
+    "conv2d": conv2d,
+    "conv2d_input_grad": conv2d_input_grad,
+    "conv2d_weight_grad": conv2d_weight_grad,
+}

@@ -1,0 +1,182 @@
+"""The CPU table: the kernel that it names for an op computes what the op's reference computes."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kernel_harness import ISAS, LIB, call, guarded
+
+from nir.ir.dim import symbol, value
+from nir.ir.op import OPS, Op, Sample, Value
+from nir.ir.types import TensorType, dtype
+from nir.ops import Conv2dInputGrad, Matmul, Pack, PackConv2d, Transpose
+from nir.targets import cpu
+from nir.targets.kernel_call import KernelCall
+
+KERNEL_LIST = Path(__file__).parents[1] / "kernels" / "cpu" / "kernel_list.h"
+_ids = itertools.count()
+
+
+def made(op: Op) -> Any:
+    """``op`` with results of its inferred types, as in a graph."""
+    return replace(op, results=tuple(Value(next(_ids), t) for t in op.infer()))
+
+
+def node(op_class: type[Op], sample: Sample, symbolic: tuple[int, ...] = ()) -> Any:
+    """The sample's op; the operands numbered in ``symbolic`` have a first axis of size B."""
+    left = []
+    for i, a in enumerate(sample.operands):
+        shape = (symbol("B"), *a.shape[1:]) if i in symbolic else a.shape
+        left.append(Value(next(_ids), TensorType(dtype(a.dtype), shape)))
+    operands: dict[str, Any] = {}
+    for name, arity in op_class.operand_fields:
+        if arity == "many":
+            operands[name], left = tuple(left), []
+        else:
+            operands[name] = left.pop(0)
+    return made(op_class(**operands, **sample.attributes))
+
+
+def launch(kc: KernelCall, arrays, result: TensorType, isa: str) -> np.ndarray:
+    """The result of a KernelCall of static sizes."""
+    *batch, k, n = result.shape if result.layout else (0, 0)
+    shape = (*batch, -(-n // 16), k, 16) if result.layout else result.shape
+    out, _ = guarded(shape, result.dtype.numpy)
+    arrays = [np.ascontiguousarray(a) for a in arrays]
+    call(kc.kernel, isa, [*arrays, out], kc.dims, kc.rows, kc.cols, scratch=kc.scratch)
+    return out.copy()
+
+
+def packed_first(op: Any, arrays: list[np.ndarray], isa: str) -> tuple[Any, list[np.ndarray]]:
+    """The op and its arrays after the packing that the table asks for."""
+    entry = cpu.KERNELS[op.name](op)
+    if entry is None or entry.pack is None:
+        return op, arrays
+    w = op.operands[entry.pack]
+    if isinstance(op, Matmul):
+        pack = made(Pack(w, op.transpose_rhs))
+        op = replace(op, rhs=pack.result, transpose_rhs=False)
+    else:
+        pack = made(PackConv2d(w, op.weight_layout, op.groups, isinstance(op, Conv2dInputGrad)))
+        size = w.type.shape[2:] if op.weight_layout == "OIHW" else w.type.shape[:2]
+        op = replace(op, w=pack.result, weight_layout="packed", kernel_size=size)
+    panels = launch(cpu.KERNELS[pack.name](pack), [arrays[entry.pack]], pack.result.type, isa)
+    return op, [panels if i == entry.pack else a for i, a in enumerate(arrays)]
+
+
+CASES = [
+    pytest.param(OPS[name], sample, id=f"{name}-{i}")
+    for name in cpu.KERNELS
+    if name not in ("pack", "pack_conv2d")  # their results have a layout: seen through their users
+    for i, sample in enumerate(OPS[name].samples())
+]
+
+
+def check(op: Any, arrays: list[np.ndarray], want: np.ndarray, isa: str) -> None:
+    op, arrays = packed_first(op, arrays, isa)
+    entry = cpu.KERNELS[op.name](op)
+    assert entry is not None, f"no kernel for {op.name} of {[v.type for v in op.operands]}"
+    assert entry.pack is None
+    got = launch(entry, arrays, op.result.type, isa)
+    tolerance = np.finfo(want.dtype).eps * 64 if want.dtype.kind == "f" else 0
+    np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("op_class", "sample"), CASES)
+def test_agrees_with_the_reference(op_class: type[Op], sample: Sample, isa: str) -> None:
+    (want,) = node(op_class, sample).ref(*sample.operands)
+    check(node(op_class, sample), list(sample.operands), want, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_input_grad", "conv2d_weight_grad"])
+def test_weights_stored_as_oihw(name: str, isa: str) -> None:
+    for sample in OPS[name].samples():
+        op = node(OPS[name], sample)
+        (want,) = op.ref(*sample.operands)
+        arrays = list(sample.operands)
+        oihw = (3, 2, 0, 1)
+        if name == "conv2d_weight_grad":
+            op, want = made(replace(op, weight_layout="OIHW")), want.transpose(oihw)
+        else:
+            arrays[1] = arrays[1].transpose(oihw)
+            w = made(Transpose(op.w, oihw)).result
+            op = made(replace(op, w=w, weight_layout="OIHW"))
+        check(op, arrays, want, isa)
+
+
+# Operands whose first axis may be symbolic.
+SYMBOLIC = {
+    "matmul": (0,), "conv2d": (0,), "conv2d_input_grad": (0,), "conv2d_weight_grad": (0, 1),
+    "max_pool2d": (0,), "max_pool2d_grad": (0, 1), "max_pool2d_select": (0, 1), "avg_pool2d": (0,),
+    "avg_pool2d_grad": (0,), "cum_sum": (0,), "arg_max": (0,), "arg_min": (0,), "transpose": (0,),
+    "flip": (0,), "pad": (0,), "dilate": (0,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SYMBOLIC)
+def test_symbolic_batch_gives_the_same_call(name: str) -> None:
+    checked = 0
+    for sample in OPS[name].samples():
+        arrays = sample.operands
+        if not arrays[0].ndim or sample.attributes.get("transpose_lhs"):
+            continue
+        if (name == "matmul" and arrays[0].ndim > 2) or arrays[0].shape[0] < 2:
+            continue  # a batch axis is shared with rhs; axes of size 1 merge away
+        static = cpu.KERNELS[name](node(OPS[name], sample))
+        open_ = cpu.KERNELS[name](node(OPS[name], sample, SYMBOLIC[name]))
+        env = {"B": arrays[0].shape[0]}
+        for field in fields(KernelCall):
+            want, got = getattr(static, field.name), getattr(open_, field.name)
+            if field.name in ("row_grain", "work"):
+                continue  # estimates: floors of sums need not agree
+            if isinstance(got, tuple):
+                assert tuple(value(d, env) for d in got) == want, field.name
+            else:
+                assert got == want or value(got, env) == want, field.name
+        checked += 1
+    assert checked
+
+
+def test_every_kernel_named_is_built_and_every_kernel_built_is_listed() -> None:
+    named = set()
+    for name, entry in cpu.KERNELS.items():
+        for sample in OPS[name].samples():
+            kc = entry(node(OPS[name], sample))
+            named.add(kc.kernel)
+            for isa in ISAS:
+                assert LIB.nir_find_kernel(kc.kernel.encode(), isa.encode()), kc.kernel
+    families = {re.sub(r"(_(f32|f64|i32|i64|u8|b\d+|packed|rows))+$", "", k) for k in named}
+    text = KERNEL_LIST.read_text().split("#define NIR_KERNELS(X)")[1]
+    listed = {f"nir_{re.sub('_(f32|f64|i32|i64|u8|packed|rows)', '', n)}"
+              for n in re.findall(r"X,? ?\(?([a-z_0-9]+)\)", text)}  # fmt: skip
+    # `fill` serves lowering, which has no op of its own for it.
+    assert listed - families == {"nir_fill"}
+    assert families <= listed
+
+
+def test_epilogues_belong_to_kernels() -> None:
+    assert cpu.KERNELS.keys() >= cpu.EPILOGUES
+
+
+def test_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NIR_ISA", raising=False)
+    assert cpu.target().isa == cpu.host_isa() == LIB.nir_best_isa().decode()
+    monkeypatch.setenv("NIR_ISA", "plain")
+    assert cpu.target().isa == "plain"
+    assert cpu.target("avx2").isa == "avx2"
+
+
+def test_dtypes_without_a_kernel_are_refused() -> None:
+    half = Sample((np.ones((2, 3), np.float16), np.ones((3, 2), np.float16)))
+    assert cpu.KERNELS["matmul"](node(Matmul, half)) is None
+    assert (
+        cpu.KERNELS["cum_sum"](node(OPS["cum_sum"], Sample(half.operands[:1], {"axis": 0}))) is None
+    )
