@@ -1,0 +1,296 @@
+#include "program.h"
+
+#include <cstring>
+
+namespace nir {
+
+const DTypeInfo kDTypes[kDTypeCount] = {
+    {"f64", 8, "d", 2}, {"f32", 4, "f", 2},     {"f16", 2, "e", 2}, {"bf16", 2, nullptr, 4},
+    {"i64", 8, "q", 0}, {"i32", 4, "i", 0},     {"i16", 2, "h", 0}, {"i8", 1, "b", 0},
+    {"u8", 1, "B", 1},  {"bool", 1, "?", 6},
+};
+
+uint8_t dtype_code(const std::string& name) {
+  for (uint8_t i = 0; i < kDTypeCount; ++i)
+    if (name == kDTypes[i].name) return i;
+  throw Error(ErrorKind::kDType, "no dtype is called '" + name + "'");
+}
+
+int64_t Poly::evaluate(const std::vector<int64_t>& symbols) const {
+  int64_t stack[kPolyStack];
+  int top = 0;
+  for (const Step& s : steps) {
+    switch (s.op) {
+      case kPushConst:
+        stack[top++] = s.value;
+        continue;
+      case kPushSymbol:
+        stack[top++] = symbols[static_cast<size_t>(s.value)];
+        continue;
+      case kAdd:
+        --top;
+        stack[top - 1] = checked_add(stack[top - 1], stack[top]);
+        continue;
+      case kMul:
+        --top;
+        stack[top - 1] = checked_mul(stack[top - 1], stack[top]);
+        continue;
+      case kFloorDiv:
+        --top;
+        if (stack[top] <= 0)
+          throw Error(ErrorKind::kShape, "a size is divided by " + std::to_string(stack[top]));
+        stack[top - 1] = floor_div(stack[top - 1], stack[top]);
+        continue;
+    }
+  }
+  return stack[0];
+}
+
+namespace {
+
+[[noreturn]] void damaged(const std::string& why) {
+  throw Error(ErrorKind::kPackage, "damaged program: " + why);
+}
+
+// A cursor that never reads past the end.
+class Reader {
+ public:
+  Reader(const uint8_t* data, size_t size) : at_(data), end_(data + size) {}
+
+  template <class T>
+  T get() {
+    if (static_cast<size_t>(end_ - at_) < sizeof(T)) damaged("it ends early");
+    T out;
+    std::memcpy(&out, at_, sizeof(T));
+    at_ += sizeof(T);
+    return out;
+  }
+  uint8_t u8() { return get<uint8_t>(); }
+  uint32_t u32() { return get<uint32_t>(); }
+  uint64_t u64() { return get<uint64_t>(); }
+  int64_t i64() { return get<int64_t>(); }
+
+  // A count of records of at least `least` bytes each: bounded by what is left to read.
+  uint32_t count(size_t least, const char* what) {
+    const uint32_t n = u32();
+    if (n > static_cast<size_t>(end_ - at_) / least) damaged(std::string("too many ") + what);
+    return n;
+  }
+  // An index below `limit`.
+  uint32_t index(size_t limit, const char* what) {
+    const uint32_t i = u32();
+    if (i >= limit)
+      damaged(std::string(what) + " " + std::to_string(i) + " of " + std::to_string(limit));
+    return i;
+  }
+  std::string text() {
+    const uint32_t n = count(1, "bytes of text");
+    std::string out(reinterpret_cast<const char*>(at_), n);
+    at_ += n;
+    return out;
+  }
+  bool done() const { return at_ == end_; }
+
+ private:
+  const uint8_t* at_;
+  const uint8_t* end_;
+};
+
+Poly read_poly(Reader& r, size_t symbols) {
+  Poly poly;
+  const uint32_t n = r.count(1, "steps of a polynomial");
+  poly.steps.reserve(n);
+  int depth = 0;
+  for (uint32_t i = 0; i < n; ++i) {
+    const uint8_t op = r.u8();
+    switch (op) {
+      case kPushConst:
+        poly.steps.push_back({kPushConst, r.i64()});
+        ++depth;
+        break;
+      case kPushSymbol:
+        poly.steps.push_back({kPushSymbol, r.index(symbols, "symbol")});
+        ++depth;
+        break;
+      case kAdd:
+      case kMul:
+      case kFloorDiv:
+        if (depth < 2) damaged("a polynomial takes what it does not have");
+        poly.steps.push_back({static_cast<PolyOp>(op), 0});
+        --depth;
+        break;
+      default:
+        damaged("polynomial step " + std::to_string(op));
+    }
+    if (depth > kPolyStack) damaged("a polynomial is too deep");
+  }
+  if (depth != 1) damaged("a polynomial leaves " + std::to_string(depth) + " values");
+  return poly;
+}
+
+class ProgramReader {
+ public:
+  ProgramReader(const uint8_t* data, size_t size) : r_(data, size) {}
+
+  Program read() {
+    read_strings();
+    p_.name = string();
+    const uint32_t symbols = r_.count(4, "symbols");
+    for (uint32_t i = 0; i < symbols; ++i) p_.symbols.push_back(string());
+    const uint32_t polys = r_.count(4, "polynomials");
+    for (uint32_t i = 0; i < polys; ++i) p_.polys.push_back(read_poly(r_, symbols));
+    read_types(p_.inputs, p_.input_names);
+    read_types(p_.outputs, p_.output_names);
+    read_solve();
+    const uint32_t constants = r_.count(12, "constants");
+    for (uint32_t i = 0; i < constants; ++i) {
+      const uint64_t size = r_.u64();
+      if (size > INT64_MAX) damaged("a constant's size");
+      p_.constants.push_back({size, r_.u32()});
+    }
+    const uint32_t kernels = r_.count(5, "kernels");
+    for (uint32_t i = 0; i < kernels; ++i) {
+      KernelRecord k{string(), kBuiltin};
+      const uint8_t source = r_.u8();
+      if (source > kHost) damaged("kernel source " + std::to_string(source));
+      k.source = static_cast<KernelSource>(source);
+      p_.kernels.push_back(std::move(k));
+    }
+    read_buffers();
+    read_calls();
+    const uint32_t donations = r_.count(8, "donations");
+    for (uint32_t i = 0; i < donations; ++i) {
+      const uint32_t in = r_.index(p_.inputs.size(), "donated input");
+      p_.donations.push_back({in, r_.index(p_.outputs.size(), "donated output")});
+    }
+    p_.arena = poly();
+    if (!r_.done()) damaged("bytes are left over");
+    return std::move(p_);
+  }
+
+ private:
+  std::string string() { return strings_[r_.index(strings_.size(), "string")]; }
+  PolyId poly() { return r_.index(p_.polys.size(), "polynomial"); }
+
+  std::vector<PolyId> polys(const char* what) {
+    std::vector<PolyId> out(r_.count(4, what));
+    for (PolyId& d : out) d = poly();
+    return out;
+  }
+
+  std::vector<uint32_t> args() {
+    std::vector<uint32_t> out(r_.count(4, "arguments"));
+    for (uint32_t& a : out) a = r_.index(p_.buffers.size(), "buffer");
+    return out;
+  }
+
+  void read_strings() {
+    const uint32_t n = r_.count(4, "strings");
+    strings_.reserve(n);
+    for (uint32_t i = 0; i < n; ++i) strings_.push_back(r_.text());
+  }
+
+  void read_types(std::vector<TypeRecord>& types, std::vector<std::string>& names) {
+    const uint32_t n = r_.count(21, "types");
+    for (uint32_t i = 0; i < n; ++i) {
+      names.push_back(string());
+      TypeRecord t;
+      t.dtype = r_.u8();
+      if (t.dtype >= kDTypeCount) damaged("dtype " + std::to_string(t.dtype));
+      t.layout = string();
+      t.device = string();
+      t.shape = polys("dimensions");
+      if (t.shape.size() > 64) damaged("a rank above 64");
+      t.nbytes = poly();
+      types.push_back(std::move(t));
+    }
+  }
+
+  void read_solve() {
+    const uint32_t n = r_.count(28, "solutions");
+    std::vector<bool> solved(p_.symbols.size());
+    for (uint32_t i = 0; i < n; ++i) {
+      SolveStep s;
+      s.symbol = r_.index(p_.symbols.size(), "symbol");
+      s.input = r_.index(p_.inputs.size(), "input");
+      s.axis = r_.index(p_.inputs[s.input].shape.size(), "axis");
+      s.scale = r_.i64();
+      s.offset = r_.i64();
+      if (s.scale == 0) damaged("a symbol's scale is zero");
+      solved[s.symbol] = true;
+      p_.solve.push_back(s);
+    }
+    for (size_t i = 0; i < solved.size(); ++i)
+      if (!solved[i]) damaged("nothing gives symbol " + p_.symbols[i]);
+  }
+
+  void read_buffers() {
+    const uint32_t n = r_.count(13, "buffers");
+    const size_t limits[] = {p_.inputs.size(), p_.outputs.size(), p_.constants.size(), 1};
+    for (uint32_t i = 0; i < n; ++i) {
+      const uint8_t kind = r_.u8();
+      if (kind > kArena) damaged("buffer kind " + std::to_string(kind));
+      const uint32_t index = kind == kArena ? (r_.u32(), 0) : r_.index(limits[kind], "buffer index");
+      const PolyId offset = poly();
+      p_.buffers.push_back({static_cast<BufferKind>(kind), index, offset, poly()});
+    }
+  }
+
+  void read_calls() {
+    const uint32_t n = r_.count(40, "calls");
+    p_.calls.reserve(n);
+    for (uint32_t i = 0; i < n; ++i) {
+      CallRecord c;
+      c.kernel = r_.index(p_.kernels.size(), "kernel");
+      c.args = args();
+      c.dims = polys("dims");
+      c.rows = poly();
+      c.cols = poly();
+      c.row_grain = r_.i64();
+      c.col_grain = r_.i64();
+      if (c.row_grain < 1 || c.col_grain < 0) damaged("a grain");
+      c.scratch = poly();
+      c.work = poly();
+      const uint8_t epilogue = r_.u8();
+      if (epilogue > 1) damaged("an epilogue flag");
+      c.has_epilogue = epilogue;
+      if (c.has_epilogue) {
+        c.epilogue_kernel = r_.index(p_.kernels.size(), "kernel");
+        c.epilogue_args = args();
+        c.epilogue_dims = polys("dims");
+      }
+      c.op = string();
+      const uint32_t locs = r_.count(8, "locations");
+      for (uint32_t k = 0; k < locs; ++k) {
+        LocationRecord loc{string(), 0};
+        loc.line = r_.u32();
+        c.locs.push_back(std::move(loc));
+      }
+      p_.calls.push_back(std::move(c));
+    }
+  }
+
+  Reader r_;
+  Program p_;
+  std::vector<std::string> strings_;
+};
+
+}  // namespace
+
+Program read_program(const uint8_t* data, size_t size) {
+  Reader header(data, size);
+  if (size < 24) damaged("it ends early");
+  if (std::memcmp(data, kProgramMagic, 8)) damaged("it does not begin as a program does");
+  header.u64();
+  const uint32_t version = header.u32();
+  if (version != kProgramVersion)
+    throw Error(ErrorKind::kPackage, "program version " + std::to_string(version) +
+                                         "; this nir reads version " +
+                                         std::to_string(kProgramVersion));
+  const uint32_t crc = header.u32();
+  if (header.u64() != size) damaged("its size is not what its header says");
+  if (crc32(data + 24, size - 24) != crc) damaged("checksum");
+  return ProgramReader(data + 24, size - 24).read();
+}
+
+}  // namespace nir
