@@ -484,6 +484,8 @@ class _Fusion:
             for v in self.nodes[m].results
             if v in self.outputs or any(self._read_outside(e, members) for e in self.real_users[v])
         ]
+        if not stored:  # dead code
+            return
         region = body.build([env[v] for v in stored])
         b.append(Fused(tuple(outer), region, c.form, results=tuple(stored), locs=locs))
 

@@ -292,16 +292,15 @@ def _first_fit(
         others = others[(start[others] <= end[i]) & (end[others] >= start[i])]
         low = offsets[others]
         high = low + sizes[others]
-        choice = None
-        candidates = np.vstack([np.zeros((1, sizes.shape[1]), np.int64), high])
-        for c in candidates[np.argsort(candidates @ weight, kind="stable")][:_TRIES]:
-            above = (high <= c).all(axis=1)
-            below = (c + sizes[i] <= low).all(axis=1)
-            if (above | below).all():
-                choice = c
-                break
+        zero = np.zeros((1, sizes.shape[1]), np.int64)
+        candidates = np.concatenate([zero, high])
+        candidates = candidates[np.argsort(candidates @ weight, kind="stable")][:_TRIES, None]
+        above = (high <= candidates).all(axis=2)
+        below = (candidates + sizes[i] <= low).all(axis=2)
+        fits = (above | below).all(axis=1)
+        first = int(fits.argmax())
         # The coefficient-wise maximum lies above all of them, whatever the sizes are.
-        offsets[i] = choice if choice is not None else high.max(axis=0)
+        offsets[i] = candidates[first, 0] if fits[first] else high.max(axis=0)
         placed[count] = i
         count += 1
     return offsets
