@@ -213,7 +213,7 @@ class Sigmoid(_Unary):
     @staticmethod
     def compute(x: np.ndarray) -> np.ndarray:
         e = np.exp(-np.abs(x))
-        return np.where(x >= 0, 1 / (1 + e), e / (1 + e)) + x * 0 * np.isnan(x)
+        return np.where(x >= 0, 1 / (1 + e), e / (1 + e))
 
     def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
         s = results[0]
