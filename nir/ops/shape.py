@@ -48,6 +48,7 @@ class Reshape(Op):
     def samples(cls) -> Sequence[Sample]:
         return [
             Sample((_X,), {"shape": (4, 6)}),
+            Sample((_X,), {"shape": (2, 12)}),
             Sample((_X[:1, :1, :1],), {"shape": ()}),
             Sample((_X[:0],), {"shape": (4, 0)}),
         ]
