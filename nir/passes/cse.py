@@ -33,8 +33,10 @@ from nir.passes.rewrite import everywhere
 # a ? b and b ? a have the same bits (nan payloads aside).
 COMMUTATIVE = frozenset(
     cls.name
-    for cls in (Add, Mul, Maximum, Minimum, Eq, Ne)
-    + (LogicalAnd, LogicalOr, LogicalXor, BitAnd, BitOr, BitXor)
+    for cls in (
+        *(Add, Mul, Maximum, Minimum, Eq, Ne),
+        *(LogicalAnd, LogicalOr, LogicalXor, BitAnd, BitOr, BitXor),
+    )
 )
 
 

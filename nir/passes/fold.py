@@ -88,7 +88,7 @@ def fold_constants(ctx: Context, op: Op) -> Sequence[Value] | None:
             return None
     with np.errstate(all="ignore"):
         out = op.ref(*arrays)
-    return [ctx.emit(Constant(data=np.ascontiguousarray(a))) for a in out]
+    return [ctx.emit(Constant(data=np.array(a, order="C"))) for a in out]
 
 
 def _small(op: Op) -> bool:

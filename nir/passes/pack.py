@@ -49,7 +49,7 @@ def pack_conv2d(ctx: Context, op: Any) -> Sequence[Value] | None:
     o, i, kh, kw = op.w.type.shape
     if op.weight_layout == "HWIO":
         kh, kw, i, o = op.w.type.shape
-    if op.groups > 1 and op.groups == o and i == 1:
+    if op.groups == o and i == 1:
         return None
     packed = ctx.emit(
         PackConv2d(op.w, op.weight_layout, op.groups, isinstance(op, Conv2dInputGrad))

@@ -350,14 +350,21 @@ def _direct(a: DType, b: DType, c: DType) -> bool:
 def reduce_nothing(ctx: Context, op: Any) -> Out:
     """A reduction over no axes, or over axes of size 1."""
     if not op.axes:
-        return [op.x]
+        return [_summed(ctx, op, op.x)]
     ones = tuple(a for a in op.axes if op.x.type.shape[a] == 1)
     if not ones:
         return None
     shape = tuple(d for a, d in enumerate(op.x.type.shape) if a not in ones)
     squeezed = ctx.emit(Reshape(op.x, shape))
     left = tuple(a - sum(o < a for o in ones) for a in op.axes if a not in ones)
-    return [ctx.emit(type(op)(squeezed, left)) if left else squeezed]
+    return [ctx.emit(type(op)(squeezed, left)) if left else _summed(ctx, op, squeezed)]
+
+
+def _summed(ctx: Context, op: Any, x: Value) -> Value:
+    """``x`` as a sum gives it: a sum starts from +0, which turns -0 into +0."""
+    if isinstance(op, Sum) and x.type.dtype.is_float:
+        return ctx.emit(Add(x, ctx.full(0.0, x.type)))
+    return x
 
 
 def reduce_reduced(ctx: Context, op: Any) -> Out:
@@ -386,14 +393,14 @@ def reduce_broadcast(ctx: Context, op: Any) -> Out:
     times = math.prod(n for n in counts if isinstance(n, int))
     kept = [a for a in range(len(shape)) if a not in new]
     y = ctx.emit(Broadcast(x, tuple(shape[a] for a in kept), tuple(kept.index(a) for a in axes)))
-    if isinstance(op, Sum):
-        if not (times <= 2**24 or y.type.dtype.is_integer):
-            return None
-        y = ctx.emit(Mul(y, ctx.full(times, y.type)))
-    elif isinstance(op, Prod):
-        return None
     left = tuple(kept.index(a) for a in op.axes if a in kept)
-    return [ctx.emit(type(op)(y, left)) if left else y]
+    match op:
+        # Larger counts are not numbers of f32.
+        case Sum() if times <= 2**24 or y.type.dtype.is_integer:
+            y = ctx.emit(Mul(y, ctx.full(times, y.type)))
+        case Sum() | Prod():
+            return None
+    return [ctx.emit(type(op)(y, left)) if left else _summed(ctx, op, y)]
 
 
 _REDUCE: tuple[Rule, ...] = (reduce_nothing, reduce_reduced, reduce_broadcast)

@@ -1,0 +1,74 @@
+"""decompose: everything ends in ops the target covers, or in an error that names op and line."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from op_cases import CASES, Case, make_graph
+from pass_harness import CPU, check_pass, graph_of, random_inputs
+
+from nir.errors import UnsupportedError
+from nir.ir.dim import symbol
+from nir.ir.interp import run
+from nir.ir.program import Target
+from nir.passes.decompose import covered, decompose
+
+B = symbol("B")
+F = "f32[B,4]"
+# Run by the interpreter only, or on dtypes that no kernel takes.
+_UNSUPPORTED = {"scan", "cond", "host_call"}
+
+
+def test_mean_becomes_a_sum_and_a_division() -> None:
+    before = graph_of(lambda x: x.mean((1,)), F)
+    check_pass(decompose, before, graph_of(lambda x: x.sum((1,)) / 4, F))
+
+
+def test_decompositions_are_decomposed_in_turn() -> None:
+    after = decompose(graph_of(lambda x, t: x.cross_entropy(t), F, "i64[B]"), CPU)
+    assert all(covered(op, CPU) for op in after.nodes)
+    assert "cross_entropy" not in after.count() and "log_softmax" not in after.count()
+
+
+def test_the_interpreter_target_decomposes_nothing() -> None:
+    check_pass(decompose, graph_of(lambda x: x.mean((1,)), F), None, Target("interp"))
+
+
+def test_an_op_that_the_target_has_a_kernel_for_stays() -> None:
+    g = graph_of(lambda x: x.softmax(1), F)
+    assert "softmax" not in decompose(g, CPU).count()
+    check_pass(decompose, g, None, Target("cpu", kernels={"softmax": lambda op: True}))
+
+
+def test_an_op_without_kernel_or_decomposition_is_named() -> None:
+    g = graph_of(lambda x, w: x.matmul(w), "f16[B,4]", "f16[4,5]")
+    with pytest.raises(UnsupportedError) as error:
+        decompose(g, CPU)
+    message = str(error.value)
+    assert message.startswith("matmul(f16[B,4], f16[4,5]): target cpu has neither a kernel nor")
+    assert "test_pass_decompose.py:" in message
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+def test_decomposition_of_every_op_agrees_with_its_reference(case: Case) -> None:
+    g = make_graph(case)
+    try:
+        after = decompose(g, CPU)
+    except UnsupportedError:
+        assert case.op.name in _UNSUPPORTED
+        return
+    assert all(covered(op, CPU) for op in after.nodes)
+    with np.errstate(all="ignore"):
+        pairs = zip(run(g, case.arrays), run(after, case.arrays), strict=True)
+    for want, got in pairs:
+        np.testing.assert_allclose(
+            got.astype(np.float64), want.astype(np.float64), rtol=2e-4, atol=2e-5
+        )
+
+
+def test_a_symbolic_mean_divides_by_the_size() -> None:
+    g = graph_of(lambda x: x.mean((0, 1)), F)
+    after = decompose(g, CPU)
+    for rows in (1, 5):
+        x = random_inputs(g, sizes={"B": rows})
+        np.testing.assert_allclose(run(after, x)[0], x[0].mean(), rtol=1e-5)
