@@ -29,10 +29,8 @@ def test_every_op_has_samples_and_says_what_it_does() -> None:
     # Only a graph that a pass made can tell what a fused op is.
     assert {c.op.name for c in CASES} == set(OPS) - {"fused"}
     for name, cls in OPS.items():
-        assert len((cls.__doc__ or "").split()) >= 2, name
-        assert "(" not in (cls.__doc__ or "").splitlines()[0][: len(name) + 1], (
-            f"{name}: no docstring"
-        )
+        # A dataclass without a docstring gets its signature for one.
+        assert not (cls.__doc__ or "").startswith(f"{cls.__name__}("), name
 
 
 # ---- types -------------------------------------------------------------------------------------
