@@ -3,8 +3,8 @@
 //   dims  0 N  1 H  2 W  3 C  4 OH  5 OW  6 O  7 KH  8 KW  9 stride_h  10 stride_w
 //         11 pad_top  12 pad_left  13 dilation_h  14 dilation_w  15 groups
 //
-// Images are NHWC, weights HWIO = [KH, KW, C / groups, O]. Padding at the bottom and right is what OH
-// and OW imply.
+// Images are NHWC, weights HWIO = [KH, KW, C / groups, O]. Padding at the bottom and right is what
+// OH and OW imply.
 #ifndef NIR_CONV_H
 #define NIR_CONV_H
 
@@ -15,8 +15,21 @@ namespace NIR_NS {
 struct ConvDims {
   int64_t N, H, W, C, OH, OW, O, KH, KW, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, groups;
   explicit ConvDims(const int64_t *d)
-      : N(d[0]), H(d[1]), W(d[2]), C(d[3]), OH(d[4]), OW(d[5]), O(d[6]), KH(d[7]), KW(d[8]),
-        stride_h(d[9]), stride_w(d[10]), pad_h(d[11]), pad_w(d[12]), dil_h(d[13]), dil_w(d[14]),
+      : N(d[0]),
+        H(d[1]),
+        W(d[2]),
+        C(d[3]),
+        OH(d[4]),
+        OW(d[5]),
+        O(d[6]),
+        KH(d[7]),
+        KW(d[8]),
+        stride_h(d[9]),
+        stride_w(d[10]),
+        pad_h(d[11]),
+        pad_w(d[12]),
+        dil_h(d[13]),
+        dil_w(d[14]),
         groups(d[15]) {}
 };
 
@@ -24,8 +37,8 @@ struct ConvDims {
 // u * source_step + base(tap) of [0, source).
 //
 // Forward, output u reads input u * stride + tap * dilation - pad. In the input gradient, inputs of
-// one residue class modulo the stride read output u + (first + pad - tap * dilation) / stride, for the
-// taps where that is whole: the others cannot contribute.
+// one residue class modulo the stride read output u + (first + pad - tap * dilation) / stride, for
+// the taps where that is whole: the others cannot contribute.
 struct GatherAxis {
   int64_t first, step, count, source_step, source;
   int64_t stride, pad, dilation;
@@ -46,13 +59,14 @@ struct GatherAxis {
   }
 };
 
-inline GatherAxis forward_axis(int64_t in, int64_t out, int64_t stride, int64_t pad, int64_t dilation) {
+inline GatherAxis forward_axis(int64_t in, int64_t out, int64_t stride, int64_t pad,
+                               int64_t dilation) {
   return {0, 1, out, stride, in, stride, pad, dilation, true};
 }
-inline GatherAxis input_grad_axis(int64_t in, int64_t out, int64_t stride, int64_t pad, int64_t dilation,
-                                  int64_t residue) {
-  return {residue, stride, residue < in ? ceil_div(in - residue, stride) : 0, 1, out, stride, pad, dilation,
-          false};
+inline GatherAxis input_grad_axis(int64_t in, int64_t out, int64_t stride, int64_t pad,
+                                  int64_t dilation, int64_t residue) {
+  return {residue,  stride, residue < in ? ceil_div(in - residue, stride) : 0, 1, out, stride, pad,
+          dilation, false};
 }
 
 // Memory from the call's scratch, in pieces of whole cache lines.

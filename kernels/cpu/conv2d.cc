@@ -17,13 +17,14 @@
 namespace NIR_NS {
 namespace {
 
-constexpr int kBatchRows = 8 * kMaxRows;  // pixels that share a sliver of the weights while it is in L1
-constexpr int kMaxPieces = 32;            // pieces in one block of the chain
-constexpr int kFewChannels = 16;          // below, taps side by side in the source make one piece
-constexpr int64_t kRowElements = 65536;   // size of `rows` below, unless one tile needs more
+constexpr int kBatchRows =
+    8 * kMaxRows;                 // pixels that share a sliver of the weights while it is in L1
+constexpr int kMaxPieces = 32;    // pieces in one block of the chain
+constexpr int kFewChannels = 16;  // below, taps side by side in the source make one piece
+constexpr int64_t kRowElements = 65536;  // size of `rows` below, unless one tile needs more
 
-// A stretch of the chain that lies side by side in the source and in the weights: channels of one tap,
-// or, where channels are few, of neighbouring taps in one kernel row.
+// A stretch of the chain that lies side by side in the source and in the weights: channels of one
+// tap, or, where channels are few, of neighbouring taps in one kernel row.
 struct Piece {
   int64_t b_offset;       // step in the packed weights
   int64_t source_offset;  // from the pixel's base
@@ -55,7 +56,8 @@ struct Gather {
   Pixel *pixels;
   const T **pointers;
   T *zeros;
-  T *rows;  // [batch_rows][row_steps]: pieces across the left or right edge, copied with their padding
+  T *rows;  // [batch_rows][row_steps]: pieces across the left or right edge, copied with their
+            // padding
   int32_t *lengths;
   int64_t *offsets;
   bool joins;  // few channels: pieces may span taps
@@ -99,11 +101,16 @@ void plan(Gather<T> &g) {
         const int32_t length = static_cast<int32_t>(min64(kBlockK, channels - c));
         Piece *last = n ? &g.pieces[n - 1] : nullptr;
         if (g.joins && last && last->dh == bh && last->b_offset + last->length == b_offset &&
-            last->source_offset + last->length == source_offset && last->length + length <= kBlockK) {
+            last->source_offset + last->length == source_offset &&
+            last->length + length <= kBlockK) {
           last->length += length;
           last->dw1 = static_cast<int32_t>(bw);
         } else {
-          g.pieces[n++] = {b_offset, source_offset, length, static_cast<int32_t>(bh), static_cast<int32_t>(bw),
+          g.pieces[n++] = {b_offset,
+                           source_offset,
+                           length,
+                           static_cast<int32_t>(bh),
+                           static_cast<int32_t>(bw),
                            static_cast<int32_t>(bw)};
         }
       }
@@ -113,7 +120,8 @@ void plan(Gather<T> &g) {
   g.block_count = 0;
   int64_t steps = 0;
   for (int64_t i = 0; i < n; ++i) {
-    if (i == 0 || steps + g.pieces[i].length > kBlockK || g.blocks[g.block_count - 1].count == kMaxPieces) {
+    if (i == 0 || steps + g.pieces[i].length > kBlockK ||
+        g.blocks[g.block_count - 1].count == kMaxPieces) {
       g.blocks[g.block_count++] = {static_cast<int32_t>(i), 0};
       steps = 0;
     }
@@ -122,20 +130,25 @@ void plan(Gather<T> &g) {
   }
 }
 
-NIR_INLINE bool inside(int32_t i, int64_t n) { return static_cast<uint64_t>(static_cast<int64_t>(i)) < static_cast<uint64_t>(n); }
+NIR_INLINE bool inside(int32_t i, int64_t n) {
+  return static_cast<uint64_t>(static_cast<int64_t>(i)) < static_cast<uint64_t>(n);
+}
 
-// What a pixel reads for a piece: the source itself, zeros, or, across the left or right edge, a copy
-// with zeros for the taps outside.
+// What a pixel reads for a piece: the source itself, zeros, or, across the left or right edge, a
+// copy with zeros for the taps outside.
 template <class T>
-NIR_INLINE const T *resolve(const Gather<T> &g, const Piece &piece, const Pixel &pixel, const T *source, T *row) {
+NIR_INLINE const T *resolve(const Gather<T> &g, const Piece &piece, const Pixel &pixel,
+                            const T *source, T *row) {
   if (!inside(pixel.h + piece.dh, g.h.source)) return g.zeros;
-  const bool first = inside(pixel.w + piece.dw0, g.w.source), last = inside(pixel.w + piece.dw1, g.w.source);
+  const bool first = inside(pixel.w + piece.dw0, g.w.source),
+             last = inside(pixel.w + piece.dw1, g.w.source);
   const T *from = source + (pixel.base + piece.source_offset);
   if (first && last) return from;
   if (piece.dw0 == piece.dw1) return g.zeros;
   // Only joined pieces come here: all channels of each tap, neighbours one column apart.
   row += piece.b_offset;
-  for (int32_t dw = piece.dw0, i = 0; dw <= piece.dw1; ++dw, i += static_cast<int32_t>(g.source_channels)) {
+  for (int32_t dw = piece.dw0, i = 0; dw <= piece.dw1;
+       ++dw, i += static_cast<int32_t>(g.source_channels)) {
     if (inside(pixel.w + dw, g.w.source))
       copy_run(row + i, from + i, g.source_channels);
     else
@@ -146,24 +159,27 @@ NIR_INLINE const T *resolve(const Gather<T> &g, const Piece &piece, const Pixel 
 
 // The pointers of one tile and block, [piece][row].
 template <class T>
-void point(const Gather<T> &g, const Block &block, int64_t group, int64_t first, int rows, const T **pointers) {
+void point(const Gather<T> &g, const Block &block, int64_t group, int64_t first, int rows,
+           const T **pointers) {
   const T *source = g.source + group * (g.source_channels / g.groups);
   for (int64_t i = block.first; i < block.first + block.count; ++i)
     for (int r = 0; r < rows; ++r)
-      *pointers++ = resolve(g, g.pieces[i], g.pixels[first + r], source, g.rows + (first + r) * g.row_steps);
+      *pointers++ =
+          resolve(g, g.pieces[i], g.pixels[first + r], source, g.rows + (first + r) * g.row_steps);
 }
 
 // Columns [c0, c1), all of one group, of the `count` pixels that are listed. With `epilogue`, they
 // are consecutive rows.
 template <class T>
-int32_t run_batch(nir_ctx *ctx, const Gather<T> &g, int64_t count, int64_t group, int64_t c0, int64_t c1,
-                  bool epilogue) {
+int32_t run_batch(nir_ctx *ctx, const Gather<T> &g, int64_t count, int64_t group, int64_t c0,
+                  int64_t c1, bool epilogue) {
   constexpr int64_t sliver = 2 * kLanes<T> > kPanel ? 2 * kLanes<T> : kPanel;
   const int64_t channels = g.source_channels / g.groups, columns = g.dest_channels / g.groups;
   const int64_t K = g.KH * g.KW * channels, tiles = ceil_div(count, kMaxRows);
   const T *weights = g.weights + group * ceil_div(columns, kPanel) * K * kPanel;
   if (!g.block_count) {
-    for (int64_t i = 0; i < count; ++i) zero_run(g.dest + g.pixels[i].row * g.dest_channels + c0, c1 - c0);
+    for (int64_t i = 0; i < count; ++i)
+      zero_run(g.dest + g.pixels[i].row * g.dest_channels + c0, c1 - c0);
     return epilogue ? finish(ctx, g.pixels[0].row, g.pixels[0].row + count, c0, c1) : NIR_OK;
   }
   for (int64_t b = 0; b < g.block_count; ++b) {
@@ -185,12 +201,21 @@ int32_t run_batch(nir_ctx *ctx, const Gather<T> &g, int64_t count, int64_t group
         int rows;
         tile_rows(count, tiles, i, &m, &rows);
         T *out[kMaxRows];
-        Tile<T> t{g.pointers + m * kMaxPieces, nullptr, kPanel, K * kPanel, block.count, g.lengths, g.offsets,
-                  out, 0, b > 0};
+        Tile<T> t{g.pointers + m * kMaxPieces,
+                  nullptr,
+                  kPanel,
+                  K * kPanel,
+                  block.count,
+                  g.lengths,
+                  g.offsets,
+                  out,
+                  0,
+                  b > 0};
         tile_columns<false>(t, rows, cols, [&](Tile<T> &t, int64_t j) {
           const int64_t n = c - group * columns + j;
           t.b = weights + n / kPanel * K * kPanel + n % kPanel;
-          for (int r = 0; r < rows; ++r) out[r] = g.dest + g.pixels[m + r].row * g.dest_channels + c + j;
+          for (int r = 0; r < rows; ++r)
+            out[r] = g.dest + g.pixels[m + r].row * g.dest_channels + c + j;
         });
       }
       if (epilogue && b + 1 == g.block_count) {
@@ -203,7 +228,8 @@ int32_t run_batch(nir_ctx *ctx, const Gather<T> &g, int64_t count, int64_t group
 }
 
 template <class T>
-int32_t run_groups(nir_ctx *ctx, const Gather<T> &g, int64_t count, int64_t c0, int64_t c1, bool epilogue) {
+int32_t run_groups(nir_ctx *ctx, const Gather<T> &g, int64_t count, int64_t c0, int64_t c1,
+                   bool epilogue) {
   const int64_t columns = g.dest_channels / g.groups;
   for (int64_t c = c0; c < c1 && count;) {
     const int64_t group = c / columns, end = min64(c1, (group + 1) * columns);
@@ -215,10 +241,12 @@ int32_t run_groups(nir_ctx *ctx, const Gather<T> &g, int64_t count, int64_t c0, 
 
 // The pixels of g's class among the destination rows [r0, r1).
 template <class T>
-int32_t run_class(nir_ctx *ctx, Gather<T> &g, int64_t r0, int64_t r1, int64_t c0, int64_t c1, bool epilogue) {
+int32_t run_class(nir_ctx *ctx, Gather<T> &g, int64_t r0, int64_t r1, int64_t c0, int64_t c1,
+                  bool epilogue) {
   int64_t count = 0;
   for (int64_t r = r0; r < r1;) {
-    const int64_t line = r / g.dest_w, image = line / g.dest_h, y = line % g.dest_h, x0 = r % g.dest_w;
+    const int64_t line = r / g.dest_w, image = line / g.dest_h, y = line % g.dest_h,
+                  x0 = r % g.dest_w;
     const int64_t x1 = min64(g.dest_w, x0 + (r1 - r));
     if (y % g.h.step == g.h.first) {
       const int64_t skip = (g.w.first - x0 % g.w.step + g.w.step) % g.w.step;
@@ -239,8 +267,8 @@ int32_t run_class(nir_ctx *ctx, Gather<T> &g, int64_t r0, int64_t r1, int64_t c0
 }
 
 template <class T>
-int32_t conv2d(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1, int64_t c0,
-               int64_t c1) {
+int32_t conv2d(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1,
+               int64_t c0, int64_t c1) {
   const ConvDims d(dims);
   Gather<T> g{};
   g.h = forward_axis(d.H, d.OH, d.stride_h, d.pad_h, d.dil_h);
@@ -254,8 +282,8 @@ int32_t conv2d(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0,
 }
 
 template <class T>
-int32_t conv2d_input_grad(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1,
-                          int64_t c0, int64_t c1) {
+int32_t conv2d_input_grad(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0,
+                          int64_t r1, int64_t c0, int64_t c1) {
   const ConvDims d(dims);
   Gather<T> g{};
   g.KH = d.KH, g.KW = d.KW, g.dest_h = d.H, g.dest_w = d.W, g.groups = d.groups;
@@ -283,12 +311,10 @@ int32_t conv2d_input_grad(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, 
 }  // namespace
 }  // namespace NIR_NS
 
-#define DEFINE(dtype, T)                                                     \
-  NIR_KERNEL(conv2d_##dtype) {                                               \
-    return NIR_NS::conv2d<T>(ctx, ptrs, dims, r0, r1, c0, c1);               \
-  }                                                                          \
-  NIR_KERNEL(conv2d_input_grad_##dtype) {                                    \
-    return NIR_NS::conv2d_input_grad<T>(ctx, ptrs, dims, r0, r1, c0, c1);    \
+#define DEFINE(dtype, T)                                                                    \
+  NIR_KERNEL(conv2d_##dtype) { return NIR_NS::conv2d<T>(ctx, ptrs, dims, r0, r1, c0, c1); } \
+  NIR_KERNEL(conv2d_input_grad_##dtype) {                                                   \
+    return NIR_NS::conv2d_input_grad<T>(ctx, ptrs, dims, r0, r1, c0, c1);                   \
   }
 DEFINE(f32, float)
 DEFINE(f64, double)

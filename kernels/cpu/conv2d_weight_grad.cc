@@ -1,13 +1,15 @@
-// conv2d_weight_grad: dw[kh, kw, c, o] = sum over pixels of x[pixel at tap (kh, kw), c] * dy[pixel, o].
+// conv2d_weight_grad: dw[kh, kw, c, o] = sum over pixels of x[pixel at tap (kh, kw), c] * dy[pixel,
+// o].
 //
 //   ptrs  x [N, H, W, C], dy [N, OH, OW, O], dw (logically [KH, KW, C / groups, O])
-//   dims  conv.h, then  16 dw's kernel position stride  17 dw's channel stride  18 dw's output stride
-//   rows  KH * KW * C / groups; cols  O, split at multiples of 16
-//   scratch  conv2d_weight_grad_scratch in nir/targets/cpu.py
+//   dims  conv.h, then  16 dw's kernel position stride  17 dw's channel stride  18 dw's output
+//   stride rows  KH * KW * C / groups; cols  O, split at multiples of 16 scratch
+//   conv2d_weight_grad_scratch in nir/targets/cpu.py
 //
-// The strides let dw lie as HWIO or as OIHW. An epilogue sees rows and columns, whatever the layout.
-// A GEMM whose k runs over the output pixels, in blocks of 256 added in order. Threads split the
-// rows and columns of dw, so no partial sums meet and the number of threads cannot matter.
+// The strides let dw lie as HWIO or as OIHW. An epilogue sees rows and columns, whatever the
+// layout. A GEMM whose k runs over the output pixels, in blocks of 256 added in order. Threads
+// split the rows and columns of dw, so no partial sums meet and the number of threads cannot
+// matter.
 #include "conv.h"
 
 namespace NIR_NS {
@@ -39,19 +41,26 @@ inline int list_runs(const ConvDims &d, int64_t group, int64_t row, int rows, Ru
       last->length += len;
       last->dw1 = static_cast<int32_t>(dw);
     } else {
-      runs[n++] = {(dh * d.W + dw) * d.C + group * channels + c, i, len, static_cast<int32_t>(dh),
-                   static_cast<int32_t>(dw), static_cast<int32_t>(dw)};
+      runs[n++] = {(dh * d.W + dw) * d.C + group * channels + c,
+                   i,
+                   len,
+                   static_cast<int32_t>(dh),
+                   static_cast<int32_t>(dw),
+                   static_cast<int32_t>(dw)};
     }
     i += len;
   }
   return n;
 }
 
-NIR_INLINE bool inside(int64_t i, int64_t n) { return static_cast<uint64_t>(i) < static_cast<uint64_t>(n); }
+NIR_INLINE bool inside(int64_t i, int64_t n) {
+  return static_cast<uint64_t>(i) < static_cast<uint64_t>(n);
+}
 
 // packed[k * rows + row] for the pixels of a block: x where the tap lies inside the image, else 0.
 template <class T>
-void gather(const ConvDims &d, const T *x, const Pixel *pixels, int64_t steps, const Run &run, int rows, T *packed) {
+void gather(const ConvDims &d, const T *x, const Pixel *pixels, int64_t steps, const Run &run,
+            int rows, T *packed) {
   for (int64_t k = 0; k < steps; ++k) {
     const Pixel &p = pixels[k];
     T *dst = packed + k * rows + run.row;
@@ -60,7 +69,8 @@ void gather(const ConvDims &d, const T *x, const Pixel *pixels, int64_t steps, c
     } else if (inside(p.w + run.dw0, d.W) && inside(p.w + run.dw1, d.W)) {
       copy_run(dst, x + (p.base + run.offset), run.length);
     } else {
-      // A run over several taps, across the left or right edge; its first tap may start in mid-channel.
+      // A run over several taps, across the left or right edge; its first tap may start in
+      // mid-channel.
       const T *src = x + (p.base + run.offset);
       int64_t c = run.offset % d.C, column = p.w + run.dw0;
       for (int64_t i = 0; i < run.length; ++column, c = 0) {
@@ -100,8 +110,8 @@ struct Output {
 
 // Rows [r0, r1) and columns [c0, c1) of one group, at most kColumns of them.
 template <class T>
-void block(nir_ctx *ctx, const ConvDims &d, const T *x, const T *dy, const Output<T> &o, int64_t group, int64_t r0,
-           int64_t r1, int64_t c0, int64_t c1) {
+void block(nir_ctx *ctx, const ConvDims &d, const T *x, const T *dy, const Output<T> &o,
+           int64_t group, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
   Scratch s{static_cast<char *>(ctx->scratch)};
   Pixel *pixels = s.take<Pixel>(kBlockK);
   T *packed_rows = s.take<T>(kBlockK * kMaxRows);
@@ -115,8 +125,10 @@ void block(nir_ctx *ctx, const ConvDims &d, const T *x, const T *dy, const Outpu
     const int32_t steps = static_cast<int32_t>(min64(kBlockK, count - k0));
     for (int64_t k = 0; k < steps; ++k) {
       const int64_t line = (k0 + k) / d.OW, image = line / d.OH;
-      const int64_t h = line % d.OH * d.stride_h - d.pad_h, w = (k0 + k) % d.OW * d.stride_w - d.pad_w;
-      pixels[k] = {((image * d.H + h) * d.W + w) * d.C, static_cast<int32_t>(h), static_cast<int32_t>(w)};
+      const int64_t h = line % d.OH * d.stride_h - d.pad_h,
+                    w = (k0 + k) % d.OW * d.stride_w - d.pad_w;
+      pixels[k] = {((image * d.H + h) * d.W + w) * d.C, static_cast<int32_t>(h),
+                   static_cast<int32_t>(w)};
     }
     pack_columns(dy + k0 * d.O + c0, d.O, steps, cols, packed_columns);
     for (int64_t i = 0; i < tiles; ++i) {
@@ -128,8 +140,10 @@ void block(nir_ctx *ctx, const ConvDims &d, const T *x, const T *dy, const Outpu
       for (int j = 0; j < run_count; ++j) gather(d, x, pixels, steps, runs[j], rows, packed_rows);
       const T *a = packed_rows;
       T *start[kMaxRows], *out[kMaxRows];
-      for (int r = 0; r < rows; ++r) start[r] = direct ? o.row(r0 + m + r) + c0 : sums + (m + r) * cols;
-      Tile<T> t{&a, nullptr, kPanel, static_cast<int64_t>(steps) * kPanel, 1, &steps, &zero_offset, out, 0, k0 > 0};
+      for (int r = 0; r < rows; ++r)
+        start[r] = direct ? o.row(r0 + m + r) + c0 : sums + (m + r) * cols;
+      Tile<T> t{&a,  nullptr, kPanel, static_cast<int64_t>(steps) * kPanel, 1, &steps, &zero_offset,
+                out, 0,       k0 > 0};
       tile_columns<true>(t, rows, cols, [&](Tile<T> &t, int64_t j) {
         t.b = packed_columns + j / kPanel * steps * kPanel + j % kPanel;
         for (int r = 0; r < rows; ++r) out[r] = start[r] + j;
@@ -138,12 +152,13 @@ void block(nir_ctx *ctx, const ConvDims &d, const T *x, const T *dy, const Outpu
   }
   if (!direct)
     for (int64_t c = 0; c < cols; ++c)
-      for (int64_t r = r0; r < r1; ++r) o.row(r)[(c0 + c) * o.column_stride] = sums[(r - r0) * cols + c];
+      for (int64_t r = r0; r < r1; ++r)
+        o.row(r)[(c0 + c) * o.column_stride] = sums[(r - r0) * cols + c];
 }
 
 template <class T>
-int32_t conv2d_weight_grad(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1, int64_t c0,
-                           int64_t c1) {
+int32_t conv2d_weight_grad(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0,
+                           int64_t r1, int64_t c0, int64_t c1) {
   const ConvDims d(dims);
   const int64_t channels = d.C / max64(d.groups, 1), columns = d.O / max64(d.groups, 1);
   const Output<T> o{at<T>(ptrs, 2), channels, dims[16], dims[17], dims[18]};
@@ -163,7 +178,8 @@ int32_t conv2d_weight_grad(nir_ctx *ctx, void *const *ptrs, const int64_t *dims,
       for (int64_t i = r; i < end; ++i)
         for (int64_t c = c0; c < c1; ++c) o.row(i)[c * o.column_stride] = 0;
     for (int64_t c = c0; live && c < c1;) {
-      const int64_t group = c / columns, stop = min64(min64(c1, (group + 1) * columns), c + kColumns);
+      const int64_t group = c / columns,
+                    stop = min64(min64(c1, (group + 1) * columns), c + kColumns);
       block(ctx, d, at<const T>(ptrs, 0), at<const T>(ptrs, 1), o, group, r, end, c, stop);
       c = stop;
     }
@@ -175,9 +191,9 @@ int32_t conv2d_weight_grad(nir_ctx *ctx, void *const *ptrs, const int64_t *dims,
 }  // namespace
 }  // namespace NIR_NS
 
-#define DEFINE(dtype, T)                                                       \
-  NIR_KERNEL(conv2d_weight_grad_##dtype) {                                     \
-    return NIR_NS::conv2d_weight_grad<T>(ctx, ptrs, dims, r0, r1, c0, c1);     \
+#define DEFINE(dtype, T)                                                   \
+  NIR_KERNEL(conv2d_weight_grad_##dtype) {                                 \
+    return NIR_NS::conv2d_weight_grad<T>(ctx, ptrs, dims, r0, r1, c0, c1); \
   }
 DEFINE(f32, float)
 DEFINE(f64, double)

@@ -6,7 +6,8 @@
 //         rows  product of all sizes but the last; cols  the last size
 //   pad   ptrs  source, destination (contiguous)
 //         dims  0 ndim (1 to 8)  1 the padding element's bits, then for each axis in turn
-//               2 + 4 a  source size   3 + 4 a  low padding   4 + 4 a  factor   5 + 4 a  destination size
+//               2 + 4 a  source size   3 + 4 a  low padding   4 + 4 a  factor   5 + 4 a destination
+//               size
 //         rows  product of all destination sizes but the last; cols  the last
 //         destination i holds source (i - low) / factor where that is a whole number inside it
 //   fill  ptrs  destination
@@ -17,8 +18,8 @@
 //         rows  rows of all of them; cols  1      no epilogue
 //
 // Offsets and strides count elements and may be negative. Transpose, slice, flip and
-// broadcast are copies; dilate is a pad. Where the source's contiguous axis is put second to last, tiles keep both
-// sides in cache.
+// broadcast are copies; dilate is a pad. Where the source's contiguous axis is put second to last,
+// tiles keep both sides in cache.
 #include "simd.h"
 
 namespace NIR_NS {
@@ -29,15 +30,18 @@ constexpr int64_t kTile = 16;
 
 // dst[a * da + b * db] = src[a * sa + b * sb] for a < A, b < B.
 template <class T>
-void plane(T *dst, const T *src, int64_t A, int64_t B, int64_t sa, int64_t da, int64_t sb, int64_t db) {
+void plane(T *dst, const T *src, int64_t A, int64_t B, int64_t sa, int64_t da, int64_t sb,
+           int64_t db) {
   if (sb == 1 && db == 1) {
-    for (int64_t a = 0; a < A; ++a) memcpy(dst + a * da, src + a * sa, static_cast<size_t>(B) * sizeof(T));
+    for (int64_t a = 0; a < A; ++a)
+      memcpy(dst + a * da, src + a * sa, static_cast<size_t>(B) * sizeof(T));
   } else if (A > 1 && (sa == 1) != (sb == 1)) {
     // One side walks memory along a, the other along b: a tile reads and writes whole cache lines.
     for (int64_t a0 = 0; a0 < A; a0 += kTile)
       for (int64_t b0 = 0; b0 < B; b0 += kTile)
         for (int64_t a = a0; a < min64(A, a0 + kTile); ++a)
-          for (int64_t b = b0; b < min64(B, b0 + kTile); ++b) dst[a * da + b * db] = src[a * sa + b * sb];
+          for (int64_t b = b0; b < min64(B, b0 + kTile); ++b)
+            dst[a * da + b * db] = src[a * sa + b * sb];
   } else {
     for (int64_t a = 0; a < A; ++a)
       for (int64_t b = 0; b < B; ++b) dst[a * da + b * db] = src[a * sa + b * sb];
@@ -45,7 +49,8 @@ void plane(T *dst, const T *src, int64_t A, int64_t B, int64_t sa, int64_t da, i
 }
 
 template <class T>
-int32_t copy(nir_ctx *ctx, void *const *ptrs, const int64_t *d, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
+int32_t copy(nir_ctx *ctx, void *const *ptrs, const int64_t *d, int64_t r0, int64_t r1, int64_t c0,
+             int64_t c1) {
   const int64_t n = d[0];
   if (n < 1 || n > kMaxAxes) return NIR_UNSUPPORTED;
   const int64_t *last = d + 3 * n, *above = n > 1 ? d + 3 * (n - 1) : nullptr;
@@ -74,15 +79,18 @@ void pad_row(T *dst, const T *src, const int64_t *axis, T value, int64_t c0, int
   const int64_t first = max64(c0, low), end = min64(c1, size ? low + (size - 1) * factor + 1 : low);
   for (int64_t c = c0; c < min64(first, c1); ++c) dst[c] = value;
   if (factor == 1) {
-    if (first < end) memcpy(dst + first, src + (first - low), static_cast<size_t>(end - first) * sizeof(T));
+    if (first < end)
+      memcpy(dst + first, src + (first - low), static_cast<size_t>(end - first) * sizeof(T));
   } else {
-    for (int64_t c = first; c < end; ++c) dst[c] = (c - low) % factor ? value : src[(c - low) / factor];
+    for (int64_t c = first; c < end; ++c)
+      dst[c] = (c - low) % factor ? value : src[(c - low) / factor];
   }
   for (int64_t c = max64(end, c0); c < c1; ++c) dst[c] = value;
 }
 
 template <class T>
-int32_t pad(nir_ctx *ctx, void *const *ptrs, const int64_t *d, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
+int32_t pad(nir_ctx *ctx, void *const *ptrs, const int64_t *d, int64_t r0, int64_t r1, int64_t c0,
+            int64_t c1) {
   const int64_t n = d[0];
   if (n < 1 || n > kMaxAxes) return NIR_UNSUPPORTED;
   const int64_t *axes = d + 2, *last = axes + 4 * (n - 1);
@@ -107,7 +115,8 @@ int32_t pad(nir_ctx *ctx, void *const *ptrs, const int64_t *d, int64_t r0, int64
 }
 
 template <class T>
-int32_t fill(nir_ctx *ctx, void *const *ptrs, const int64_t *d, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
+int32_t fill(nir_ctx *ctx, void *const *ptrs, const int64_t *d, int64_t r0, int64_t r1, int64_t c0,
+             int64_t c1) {
   T *dst = at<T>(ptrs, 0);
   const T value = static_cast<T>(d[0]);
   for (int64_t r = r0; r < r1; ++r) dst[r] = value;
@@ -117,9 +126,9 @@ int32_t fill(nir_ctx *ctx, void *const *ptrs, const int64_t *d, int64_t r0, int6
 }  // namespace
 }  // namespace NIR_NS
 
-#define DEFINE(bits, T)                                                                             \
-  NIR_KERNEL(copy_b##bits) { return NIR_NS::copy<T>(ctx, ptrs, dims, r0, r1, c0, c1); }             \
-  NIR_KERNEL(pad_b##bits) { return NIR_NS::pad<T>(ctx, ptrs, dims, r0, r1, c0, c1); }               \
+#define DEFINE(bits, T)                                                                 \
+  NIR_KERNEL(copy_b##bits) { return NIR_NS::copy<T>(ctx, ptrs, dims, r0, r1, c0, c1); } \
+  NIR_KERNEL(pad_b##bits) { return NIR_NS::pad<T>(ctx, ptrs, dims, r0, r1, c0, c1); }   \
   NIR_KERNEL(fill_b##bits) { return NIR_NS::fill<T>(ctx, ptrs, dims, r0, r1, c0, c1); }
 DEFINE(8, uint8_t)
 DEFINE(16, uint16_t)

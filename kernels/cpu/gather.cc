@@ -4,15 +4,16 @@
 //                      rows  outer * m; cols  inner
 //   take_along         ptrs  x [outer, n, inner], indices [outer, m, inner], y [outer, m, inner]
 //                      rows  outer * m; cols  inner
-//   scatter_add        ptrs  x [outer, n, inner], indices [m], updates [outer, m, inner], y = x's shape
+//   scatter_add        ptrs  x [outer, n, inner], indices [m], updates [outer, m, inner], y = x's
+//   shape
 //                      rows  outer * n; cols  inner
 //   scatter_add_along  ptrs  x [outer, n, inner], indices [outer, m, inner], updates, y = x's shape
 //                      rows  outer * n; cols  inner
 //   dims  0 outer  1 n  2 m  3 inner
 //
-// Negative indices count from the end; others outside [0, n) are NIR_INDEX_OUT_OF_RANGE. In the scatters
-// y may be x itself; every part of the range reads all indices and adds those that fall into it, in
-// order, so the result does not depend on the split.
+// Negative indices count from the end; others outside [0, n) are NIR_INDEX_OUT_OF_RANGE. In the
+// scatters y may be x itself; every part of the range reads all indices and adds those that fall
+// into it, in order, so the result does not depend on the split.
 #include "simd.h"
 
 namespace NIR_NS {
@@ -32,7 +33,8 @@ NIR_INLINE bool resolve(nir_ctx *ctx, int64_t index, int64_t n, int64_t *out) {
 }
 
 template <class T, class I>
-int32_t take(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
+int32_t take(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1,
+             int64_t c0, int64_t c1) {
   const Sizes s(dims);
   const I *indices = at<const I>(ptrs, 1);
   for (int64_t r = r0; r < r1; ++r) {
@@ -50,21 +52,22 @@ int32_t take(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, i
 }
 
 template <class T, class I>
-int32_t take_along(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1, int64_t c0,
-                   int64_t c1) {
+int32_t take_along(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1,
+                   int64_t c0, int64_t c1) {
   const Sizes s(dims);
   for (int64_t r = r0; r < r1; ++r)
     for (int64_t c = c0; c < c1; ++c) {
       int64_t i;
-      if (!resolve(ctx, at<const I>(ptrs, 1)[r * s.inner + c], s.n, &i)) return NIR_INDEX_OUT_OF_RANGE;
+      if (!resolve(ctx, at<const I>(ptrs, 1)[r * s.inner + c], s.n, &i))
+        return NIR_INDEX_OUT_OF_RANGE;
       at<T>(ptrs, 2)[r * s.inner + c] = at<const T>(ptrs, 0)[(r / s.m * s.n + i) * s.inner + c];
     }
   return finish(ctx, r0, r1, c0, c1);
 }
 
 template <class T, class I, bool kAlong>
-int32_t scatter_add(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1, int64_t c0,
-                    int64_t c1) {
+int32_t scatter_add(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1,
+                    int64_t c0, int64_t c1) {
   const Sizes s(dims);
   const T *x = at<const T>(ptrs, 0), *updates = at<const T>(ptrs, 2);
   const I *indices = at<const I>(ptrs, 1);
@@ -79,7 +82,8 @@ int32_t scatter_add(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_
       int64_t i;
       if constexpr (kAlong) {
         for (int64_t c = c0; c < c1; ++c) {
-          if (!resolve(ctx, indices[(outer * s.m + j) * s.inner + c], s.n, &i)) return NIR_INDEX_OUT_OF_RANGE;
+          if (!resolve(ctx, indices[(outer * s.m + j) * s.inner + c], s.n, &i))
+            return NIR_INDEX_OUT_OF_RANGE;
           const int64_t row = outer * s.n + i;
           if (row >= r && row < end) y[row * s.inner + c] += update[c];
         }
@@ -106,19 +110,19 @@ int32_t scatter_add(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_
 
 #define DEFINE(op, fn, suffix, ...) \
   NIR_KERNEL(op##_##suffix) { return NIR_NS::fn<__VA_ARGS__>(ctx, ptrs, dims, r0, r1, c0, c1); }
-#define MOVE(bits, T)                                              \
-  DEFINE(take, take, b##bits##_i32, T, int32_t)                    \
-  DEFINE(take, take, b##bits##_i64, T, int64_t)                    \
-  DEFINE(take_along, take_along, b##bits##_i32, T, int32_t)        \
+#define MOVE(bits, T)                                       \
+  DEFINE(take, take, b##bits##_i32, T, int32_t)             \
+  DEFINE(take, take, b##bits##_i64, T, int64_t)             \
+  DEFINE(take_along, take_along, b##bits##_i32, T, int32_t) \
   DEFINE(take_along, take_along, b##bits##_i64, T, int64_t)
 MOVE(8, uint8_t)
 MOVE(16, uint16_t)
 MOVE(32, uint32_t)
 MOVE(64, uint64_t)
-#define ADD(dtype, T)                                                             \
-  DEFINE(scatter_add, scatter_add, dtype##_i32, T, int32_t, false)                \
-  DEFINE(scatter_add, scatter_add, dtype##_i64, T, int64_t, false)                \
-  DEFINE(scatter_add_along, scatter_add, dtype##_i32, T, int32_t, true)           \
+#define ADD(dtype, T)                                                   \
+  DEFINE(scatter_add, scatter_add, dtype##_i32, T, int32_t, false)      \
+  DEFINE(scatter_add, scatter_add, dtype##_i64, T, int64_t, false)      \
+  DEFINE(scatter_add_along, scatter_add, dtype##_i32, T, int32_t, true) \
   DEFINE(scatter_add_along, scatter_add, dtype##_i64, T, int64_t, true)
 ADD(f32, float)
 ADD(f64, double)

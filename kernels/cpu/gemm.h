@@ -2,10 +2,10 @@
 //
 // C[i, :] (+)= sum over pieces p, over k < length[p] of A[p][i][k] * B[offset[p] + k, :]
 //
-// A tile is `rows` rows by `vectors` vectors of columns. Every element of C is one ascending chain of
-// fused multiply-adds from zero per block of at most kBlockK steps, and blocks are added to C in order:
-// the result depends neither on the tile's size nor on who computes it, so all ISA levels and all
-// splits of the range agree bit for bit.
+// A tile is `rows` rows by `vectors` vectors of columns. Every element of C is one ascending chain
+// of fused multiply-adds from zero per block of at most kBlockK steps, and blocks are added to C in
+// order: the result depends neither on the tile's size nor on who computes it, so all ISA levels
+// and all splits of the range agree bit for bit.
 #ifndef NIR_GEMM_H
 #define NIR_GEMM_H
 
@@ -13,9 +13,9 @@
 
 namespace NIR_NS {
 
-constexpr int kPanel = 16;     // columns of a packed panel of B, on every ISA level
-constexpr int kBlockK = 256;   // steps of one chain
-constexpr int kBlockM = 336;   // rows of A packed at a time: 336 KB of f32, within a 1 MB L2
+constexpr int kPanel = 16;    // columns of a packed panel of B, on every ISA level
+constexpr int kBlockK = 256;  // steps of one chain
+constexpr int kBlockM = 336;  // rows of A packed at a time: 336 KB of f32, within a 1 MB L2
 
 // Rows of the largest tile: as many accumulators as registers allow, two vectors of columns wide.
 #if defined(__AVX512F__)
@@ -29,11 +29,11 @@ constexpr int kMaxVectors = 8;
 
 template <class T>
 struct Tile {
-  const T *const *a;      // kPacked: one pointer, step k holds the `rows` elements from k * rows on;
-                          // else `rows` pointers per piece, k contiguous
-  const T *b;             // first column of the tile, step 0
-  int64_t b_step;         // elements from one k to the next
-  int64_t b_panel;        // elements from one panel of kPanel columns to the next
+  const T *const *a;  // kPacked: one pointer, step k holds the `rows` elements from k * rows on;
+                      // else `rows` pointers per piece, k contiguous
+  const T *b;         // first column of the tile, step 0
+  int64_t b_step;     // elements from one k to the next
+  int64_t b_panel;    // elements from one panel of kPanel columns to the next
   int pieces;
   const int32_t *length;  // steps of each piece
   const int64_t *offset;  // first step of each piece in b
@@ -71,12 +71,14 @@ void tile(const Tile<T> &t) {
 #pragma GCC unroll 2
       for (int u = 0; u < U; ++u, b += b_step)
 #pragma GCC unroll 8
-        for (int j = 0; j < kVectors; ++j) bv[u][j] = load(b + (j / kPerPanel) * b_panel + (j % kPerPanel) * W);
+        for (int j = 0; j < kVectors; ++j)
+          bv[u][j] = load(b + (j / kPerPanel) * b_panel + (j % kPerPanel) * W);
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 2
         for (int u = 0; u < U; ++u) {
-          const Vec<T> av = broadcast(kPacked ? a[0][(k + u) * kRows + i] : a[kPacked ? 0 : i][k + u]);
+          const Vec<T> av =
+              broadcast(kPacked ? a[0][(k + u) * kRows + i] : a[kPacked ? 0 : i][k + u]);
 #pragma GCC unroll 8
           for (int j = 0; j < kVectors; ++j) acc[i][j] = fma<T>(av, bv[u][j], acc[i][j]);
         }
@@ -91,7 +93,8 @@ void tile(const Tile<T> &t) {
     T *c = t.c[i];
     if (t.cols == kVectors * W) {
 #pragma GCC unroll 8
-      for (int j = 0; j < kVectors; ++j) store(c + j * W, t.add ? load(c + j * W) + acc[i][j] : acc[i][j]);
+      for (int j = 0; j < kVectors; ++j)
+        store(c + j * W, t.add ? load(c + j * W) + acc[i][j] : acc[i][j]);
     } else {
 #pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) {
@@ -105,8 +108,8 @@ void tile(const Tile<T> &t) {
   }
 }
 
-// The widest tile, in vectors, for a number of rows: few rows need many columns in flight to hide the
-// latency of the chains.
+// The widest tile, in vectors, for a number of rows: few rows need many columns in flight to hide
+// the latency of the chains.
 constexpr int widest(int rows) {
 #if defined(__AVX512F__)
   return rows <= 2 ? 8 : rows <= 6 ? 4 : 2;
@@ -161,7 +164,8 @@ NIR_INLINE void tile_rows(int64_t total, int64_t count, int64_t i, int64_t *m, i
 
 // dst[k * rows + i] = src[i * row_stride + k * k_stride]: the layout of a packed A.
 template <class T>
-void pack_rows(T *dst, const T *src, int rows, int64_t steps, int64_t row_stride, int64_t k_stride) {
+void pack_rows(T *dst, const T *src, int rows, int64_t steps, int64_t row_stride,
+               int64_t k_stride) {
   if (row_stride == 1) {
     for (int64_t k = 0; k < steps; ++k)
       for (int i = 0; i < rows; ++i) dst[k * rows + i] = src[k * k_stride + i];

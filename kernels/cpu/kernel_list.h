@@ -9,7 +9,8 @@
 #define NIR_MOVES_INDEXED(X, op) \
   NIR_INDEXED(X, op##_b8) NIR_INDEXED(X, op##_b16) NIR_INDEXED(X, op##_b32) NIR_INDEXED(X, op##_b64)
 #define NIR_NUMBERS_INDEXED(X, op) \
-  NIR_INDEXED(X, op##_f32) NIR_INDEXED(X, op##_f64) NIR_INDEXED(X, op##_i32) NIR_INDEXED(X, op##_i64)
+  NIR_INDEXED(X, op##_f32)         \
+  NIR_INDEXED(X, op##_f64) NIR_INDEXED(X, op##_i32) NIR_INDEXED(X, op##_i64)
 
 // clang-format off
 #define NIR_KERNELS(X)                        \

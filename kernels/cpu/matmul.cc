@@ -37,7 +37,8 @@ NIR_INLINE void zero_rows(T *c, int64_t c_m, int64_t rows, int64_t cols) {
 // Rows [m0, m1), at most kBlockM of them, and columns [c0, c1) of one matrix of the batch; `row` is
 // the first row's number in the iteration space.
 template <class T, bool kPacked>
-int32_t block(nir_ctx *ctx, const Problem<T> &p, int64_t m0, int64_t m1, int64_t c0, int64_t c1, int64_t row) {
+int32_t block(nir_ctx *ctx, const Problem<T> &p, int64_t m0, int64_t m1, int64_t c0, int64_t c1,
+              int64_t row) {
   constexpr int W = kLanes<T>;
   const int64_t total = m1 - m0, tiles = ceil_div(total, kMaxRows);
   // One tile of rows takes all the columns it can; many tiles share a sliver of B that stays in L1.
@@ -53,7 +54,8 @@ int32_t block(nir_ctx *ctx, const Problem<T> &p, int64_t m0, int64_t m1, int64_t
         int64_t m;
         int rows;
         tile_rows(total, tiles, i, &m, &rows);
-        pack_rows(packed + m * steps, p.a + (m0 + m) * p.a_m + k0 * p.a_k, rows, steps, p.a_m, p.a_k);
+        pack_rows(packed + m * steps, p.a + (m0 + m) * p.a_m + k0 * p.a_k, rows, steps, p.a_m,
+                  p.a_k);
       }
     }
     for (int64_t c = c0; c < c1; c += sliver) {
@@ -82,7 +84,8 @@ int32_t block(nir_ctx *ctx, const Problem<T> &p, int64_t m0, int64_t m1, int64_t
         t.b_panel = p.b_k ? kPanel : p.K * kPanel;
         tile_columns<kPacked>(t, rows, direct, [&](Tile<T> &t, int64_t j) {
           const int64_t n = c + j;
-          t.b = p.b_k ? p.b + k0 * p.b_k + n : p.b + n / kPanel * p.K * kPanel + k0 * kPanel + n % kPanel;
+          t.b = p.b_k ? p.b + k0 * p.b_k + n
+                      : p.b + n / kPanel * p.K * kPanel + k0 * kPanel + n % kPanel;
           column(j);
         });
         if (direct < cols) {
@@ -104,8 +107,8 @@ int32_t block(nir_ctx *ctx, const Problem<T> &p, int64_t m0, int64_t m1, int64_t
 }
 
 template <class T>
-int32_t matmul(nir_ctx *ctx, void *const *ptrs, const int64_t *d, int64_t r0, int64_t r1, int64_t c0, int64_t c1,
-               bool b_packed) {
+int32_t matmul(nir_ctx *ctx, void *const *ptrs, const int64_t *d, int64_t r0, int64_t r1,
+               int64_t c0, int64_t c1, bool b_packed) {
   const int64_t M = d[2], K = d[4];
   // Packing A buys contiguous loads; it pays once enough columns share it.
   const bool pack_a = d[8] != 1 || c1 - c0 > 64;
@@ -113,15 +116,21 @@ int32_t matmul(nir_ctx *ctx, void *const *ptrs, const int64_t *d, int64_t r0, in
     const int64_t batch = r / M, m0 = r - batch * M;
     const int64_t m1 = min64(min64(M, m0 + (r1 - r)), m0 + kBlockM);
     const int64_t b0 = batch / d[1], b1 = batch % d[1];
-    const Problem<T> p{at<const T>(ptrs, 0) + b0 * d[5] + b1 * d[6], d[7], d[8],
-                       at<const T>(ptrs, 1) + b0 * d[9] + b1 * d[10], b_packed ? 0 : max64(d[11], 1),
-                       at<T>(ptrs, 2) + b0 * d[12] + b1 * d[13], d[14], K};
+    const Problem<T> p{at<const T>(ptrs, 0) + b0 * d[5] + b1 * d[6],
+                       d[7],
+                       d[8],
+                       at<const T>(ptrs, 1) + b0 * d[9] + b1 * d[10],
+                       b_packed ? 0 : max64(d[11], 1),
+                       at<T>(ptrs, 2) + b0 * d[12] + b1 * d[13],
+                       d[14],
+                       K};
     int32_t status;
     if (K <= 0) {
       zero_rows(p.c + m0 * p.c_m + c0, p.c_m, m1 - m0, c1 - c0);
       status = finish(ctx, r, r + (m1 - m0), c0, c1);
     } else {
-      status = pack_a ? block<T, true>(ctx, p, m0, m1, c0, c1, r) : block<T, false>(ctx, p, m0, m1, c0, c1, r);
+      status = pack_a ? block<T, true>(ctx, p, m0, m1, c0, c1, r)
+                      : block<T, false>(ctx, p, m0, m1, c0, c1, r);
     }
     if (status) return status;
     r += m1 - m0;
@@ -132,12 +141,12 @@ int32_t matmul(nir_ctx *ctx, void *const *ptrs, const int64_t *d, int64_t r0, in
 }  // namespace
 }  // namespace NIR_NS
 
-#define DEFINE(dtype, T)                                                       \
-  NIR_KERNEL(matmul_##dtype##_packed) {                                        \
-    return NIR_NS::matmul<T>(ctx, ptrs, dims, r0, r1, c0, c1, true);           \
-  }                                                                            \
-  NIR_KERNEL(matmul_##dtype##_rows) {                                          \
-    return NIR_NS::matmul<T>(ctx, ptrs, dims, r0, r1, c0, c1, false);          \
+#define DEFINE(dtype, T)                                              \
+  NIR_KERNEL(matmul_##dtype##_packed) {                               \
+    return NIR_NS::matmul<T>(ctx, ptrs, dims, r0, r1, c0, c1, true);  \
+  }                                                                   \
+  NIR_KERNEL(matmul_##dtype##_rows) {                                 \
+    return NIR_NS::matmul<T>(ctx, ptrs, dims, r0, r1, c0, c1, false); \
   }
 DEFINE(f32, float)
 DEFINE(f64, double)

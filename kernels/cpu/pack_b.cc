@@ -4,8 +4,8 @@
 //   dims  0 batch  1 K1  2 K2  3 N  4 batch stride  5 k1 stride  6 k2 stride  7 n stride
 //   rows  batch * ceil(N / 16) panels; cols 1
 //
-// packed[batch][panel][k1 * K2 + k2][16]; strides count elements of B. Two levels of k let the packing
-// turn convolution weights round for the input gradient.
+// packed[batch][panel][k1 * K2 + k2][16]; strides count elements of B. Two levels of k let the
+// packing turn convolution weights round for the input gradient.
 #include "gemm.h"
 
 namespace NIR_NS {
@@ -13,7 +13,8 @@ namespace {
 
 template <class T>
 int32_t pack_b(void *const *ptrs, const int64_t *d, int64_t r0, int64_t r1) {
-  const int64_t K1 = d[1], K2 = d[2], N = d[3], s_batch = d[4], s_k1 = d[5], s_k2 = d[6], s_n = d[7];
+  const int64_t K1 = d[1], K2 = d[2], N = d[3], s_batch = d[4], s_k1 = d[5], s_k2 = d[6],
+                s_n = d[7];
   const int64_t panels = ceil_div(N, kPanel);
   T *dst = at<T>(ptrs, 1) + r0 * K1 * K2 * kPanel;
   for (int64_t r = r0; r < r1; ++r) {
@@ -23,15 +24,18 @@ int32_t pack_b(void *const *ptrs, const int64_t *d, int64_t r0, int64_t r1) {
     for (int64_t k1 = 0; k1 < K1; ++k1) {
       const T *src = panel + k1 * s_k1;
       if (s_n == 1 && cols == kPanel) {
-        for (int64_t k = 0; k < K2; ++k) memcpy(dst + k * kPanel, src + k * s_k2, kPanel * sizeof(T));
+        for (int64_t k = 0; k < K2; ++k)
+          memcpy(dst + k * kPanel, src + k * s_k2, kPanel * sizeof(T));
       } else if (s_n == 1 || cols < kPanel) {
         for (int64_t k = 0; k < K2; ++k)
-          for (int j = 0; j < kPanel; ++j) dst[k * kPanel + j] = j < cols ? src[k * s_k2 + j * s_n] : T(0);
+          for (int j = 0; j < kPanel; ++j)
+            dst[k * kPanel + j] = j < cols ? src[k * s_k2 + j * s_n] : T(0);
       } else {
         // A transposed B: eight steps at a time, so that each cache line of a column is read once.
         for (int64_t k0 = 0; k0 < K2; k0 += 8)
           for (int j = 0; j < kPanel; ++j)
-            for (int64_t k = k0; k < min64(k0 + 8, K2); ++k) dst[k * kPanel + j] = src[k * s_k2 + j * s_n];
+            for (int64_t k = k0; k < min64(k0 + 8, K2); ++k)
+              dst[k * kPanel + j] = src[k * s_k2 + j * s_n];
       }
       dst += K2 * kPanel;
     }
@@ -42,9 +46,9 @@ int32_t pack_b(void *const *ptrs, const int64_t *d, int64_t r0, int64_t r1) {
 }  // namespace
 }  // namespace NIR_NS
 
-#define DEFINE(dtype, T)                        \
-  NIR_KERNEL(pack_b_##dtype) {                  \
-    (void)ctx, (void)c0, (void)c1;              \
+#define DEFINE(dtype, T)                          \
+  NIR_KERNEL(pack_b_##dtype) {                    \
+    (void)ctx, (void)c0, (void)c1;                \
     return NIR_NS::pack_b<T>(ptrs, dims, r0, r1); \
   }
 DEFINE(f32, float)

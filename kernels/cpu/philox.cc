@@ -1,12 +1,12 @@
-// random_bits: Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3",
-// SC 2011).
+// random_bits: Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1,
+// 2, 3", SC 2011).
 //
 //   ptrs  key i64[], counter i64[], y i32[n]
 //   dims  0 n
 //   rows  n; cols  1
 //
-// y[i] is word i % 4 of block counter + i / 4. The block's number fills words 0 and 1 of the counter
-// (low half first), words 2 and 3 are 0; the key's low half comes first too.
+// y[i] is word i % 4 of block counter + i / 4. The block's number fills words 0 and 1 of the
+// counter (low half first), words 2 and 3 are 0; the key's low half comes first too.
 #include "simd.h"
 
 namespace NIR_NS {

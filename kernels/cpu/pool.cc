@@ -5,11 +5,12 @@
 //   max_pool2d_grad    ptrs  x, dy, dx     rows  N; cols  C             no epilogue
 //   avg_pool2d         ptrs  x, y          rows  N * OH * OW; cols  C
 //   avg_pool2d_grad    ptrs  dy, dx        rows  N * H * W; cols  C
-//   dims  0 N  1 H  2 W  3 C  4 OH  5 OW  6 KH  7 KW  8 stride_h  9 stride_w  10 pad_top  11 pad_left
+//   dims  0 N  1 H  2 W  3 C  4 OH  5 OW  6 KH  7 KW  8 stride_h  9 stride_w  10 pad_top  11
+//   pad_left
 //         12 count_include_pad (average only)
 //
-// Padding never wins a maximum; a window of nothing but padding gives the lowest value, and selects 0.
-// The first nan of a window wins, else the first of its largest.
+// Padding never wins a maximum; a window of nothing but padding gives the lowest value, and selects
+// 0. The first nan of a window wins, else the first of its largest.
 #include "conv.h"
 
 namespace NIR_NS {
@@ -21,8 +22,19 @@ struct Pool {
   int64_t N, H, W, C, OH, OW, KH, KW, stride_h, stride_w, pad_h, pad_w;
   bool include_pad;
   explicit Pool(const int64_t *d)
-      : N(d[0]), H(d[1]), W(d[2]), C(d[3]), OH(d[4]), OW(d[5]), KH(d[6]), KW(d[7]), stride_h(d[8]),
-        stride_w(d[9]), pad_h(d[10]), pad_w(d[11]), include_pad(d[12] != 0) {}
+      : N(d[0]),
+        H(d[1]),
+        W(d[2]),
+        C(d[3]),
+        OH(d[4]),
+        OW(d[5]),
+        KH(d[6]),
+        KW(d[7]),
+        stride_h(d[8]),
+        stride_w(d[9]),
+        pad_h(d[10]),
+        pad_w(d[11]),
+        include_pad(d[12] != 0) {}
 };
 
 // The part of a window inside the image.
@@ -55,7 +67,8 @@ NIR_INLINE T lowest() {
 
 // best, and the position y * W + x of the first maximum (or -1), for n <= kChunk channels.
 template <class T, class Index>
-NIR_INLINE void find_max(const Pool &p, const Window &w, const T *image, int n, T *best, Index *position) {
+NIR_INLINE void find_max(const Pool &p, const Window &w, const T *image, int n, T *best,
+                         Index *position) {
   for (int i = 0; i < n; ++i) best[i] = lowest<T>(), position[i] = -1;
   for (int64_t y = w.y0; y < w.y1; ++y)
     for (int64_t x = w.x0; x < w.x1; ++x) {
@@ -71,7 +84,8 @@ NIR_INLINE void find_max(const Pool &p, const Window &w, const T *image, int n, 
 }
 
 template <class T>
-int32_t max_pool(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
+int32_t max_pool(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1,
+                 int64_t c0, int64_t c1) {
   const Pool p(dims);
   for (int64_t r = r0; r < r1; ++r) {
     const Window w(p, r / p.OW % p.OH, r % p.OW);
@@ -93,8 +107,8 @@ int32_t max_pool(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r
 }
 
 template <class T>
-int32_t max_pool_select(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1, int64_t c0,
-                        int64_t c1) {
+int32_t max_pool_select(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0,
+                        int64_t r1, int64_t c0, int64_t c1) {
   const Pool p(dims);
   for (int64_t r = r0; r < r1; ++r) {
     const Window w(p, r / p.OW % p.OH, r % p.OW);
@@ -112,11 +126,11 @@ int32_t max_pool_select(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, in
   return finish(ctx, r0, r1, c0, c1);
 }
 
-// Image by image, windows in order: each window adds its dy to its own maximum, so overlapping windows
-// meet in one fixed order.
+// Image by image, windows in order: each window adds its dy to its own maximum, so overlapping
+// windows meet in one fixed order.
 template <class T>
-int32_t max_pool_grad(nir_ctx *, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1, int64_t c0,
-                      int64_t c1) {
+int32_t max_pool_grad(nir_ctx *, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1,
+                      int64_t c0, int64_t c1) {
   const Pool p(dims);
   for (int64_t image = r0; image < r1; ++image) {
     const T *x = at<const T>(ptrs, 0) + image * p.H * p.W * p.C;
@@ -143,7 +157,8 @@ NIR_INLINE int64_t window_count(const Pool &p, const Window &w) {
 }
 
 template <class T>
-int32_t avg_pool(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
+int32_t avg_pool(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1,
+                 int64_t c0, int64_t c1) {
   const Pool p(dims);
   for (int64_t r = r0; r < r1; ++r) {
     const Window w(p, r / p.OW % p.OH, r % p.OW);
@@ -165,14 +180,16 @@ int32_t avg_pool(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r
 }
 
 template <class T>
-int32_t avg_pool_grad(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1, int64_t c0,
-                      int64_t c1) {
+int32_t avg_pool_grad(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1,
+                      int64_t c0, int64_t c1) {
   const Pool p(dims);
   for (int64_t r = r0; r < r1; ++r) {
     const int64_t x = r % p.W + p.pad_w, y = r / p.W % p.H + p.pad_h, image = r / p.W / p.H;
     // The windows that hold this pixel: stride * o <= y < stride * o + K.
-    const int64_t oh0 = y < p.KH ? 0 : (y - p.KH) / p.stride_h + 1, oh1 = min64(p.OH, y / p.stride_h + 1);
-    const int64_t ow0 = x < p.KW ? 0 : (x - p.KW) / p.stride_w + 1, ow1 = min64(p.OW, x / p.stride_w + 1);
+    const int64_t oh0 = y < p.KH ? 0 : (y - p.KH) / p.stride_h + 1,
+                  oh1 = min64(p.OH, y / p.stride_h + 1);
+    const int64_t ow0 = x < p.KW ? 0 : (x - p.KW) / p.stride_w + 1,
+                  ow1 = min64(p.OW, x / p.stride_w + 1);
     for (int64_t c = c0; c < c1; c += kChunk) {
       const int n = static_cast<int>(min64(kChunk, c1 - c));
       T sum[kChunk];
@@ -194,12 +211,12 @@ int32_t avg_pool_grad(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int6
 
 #define DEFINE(op, fn, dtype, T) \
   NIR_KERNEL(op##_##dtype) { return NIR_NS::fn<T>(ctx, ptrs, dims, r0, r1, c0, c1); }
-#define MAX(dtype, T)                                      \
-  DEFINE(max_pool2d, max_pool, dtype, T)                   \
-  DEFINE(max_pool2d_select, max_pool_select, dtype, T)     \
+#define MAX(dtype, T)                                  \
+  DEFINE(max_pool2d, max_pool, dtype, T)               \
+  DEFINE(max_pool2d_select, max_pool_select, dtype, T) \
   DEFINE(max_pool2d_grad, max_pool_grad, dtype, T)
-#define AVERAGE(dtype, T)                                  \
-  DEFINE(avg_pool2d, avg_pool, dtype, T)                   \
+#define AVERAGE(dtype, T)                \
+  DEFINE(avg_pool2d, avg_pool, dtype, T) \
   DEFINE(avg_pool2d_grad, avg_pool_grad, dtype, T)
 MAX(f32, float)
 MAX(f64, double)

@@ -1,9 +1,8 @@
 // Along an axis of [outer, n, inner]: running sums, and positions of extremes.
 //
 //   cumsum         ptrs  x, y (same shape and dtype)
-//   argmax argmin  ptrs  x, y [outer, inner] i64; n >= 1. The first nan wins, else the first extreme.
-//   dims  0 outer  1 n  2 inner
-//   rows  outer; cols  inner
+//   argmax argmin  ptrs  x, y [outer, inner] i64; n >= 1. The first nan wins, else the first
+//   extreme. dims  0 outer  1 n  2 inner rows  outer; cols  inner
 //
 // A running sum is one ascending chain.
 #include "simd.h"
@@ -14,7 +13,8 @@ namespace {
 constexpr int kChunk = 64;
 
 template <class T>
-int32_t cumsum(nir_ctx *ctx, void *const *ptrs, const int64_t *d, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
+int32_t cumsum(nir_ctx *ctx, void *const *ptrs, const int64_t *d, int64_t r0, int64_t r1,
+               int64_t c0, int64_t c1) {
   const int64_t n = d[1], inner = d[2];
   for (int64_t r = r0; r < r1; ++r)
     for (int64_t c = c0; c < c1; c += kChunk) {
@@ -34,8 +34,8 @@ NIR_INLINE bool beats(T v, T best) {
   return (kMax ? v > best : v < best) | ((v != v) & (best == best));
 }
 
-// One row, n >= 1: each lane keeps the extreme of every sixteenth element, then lanes are compared, an
-// equal value counting only from an earlier position.
+// One row, n >= 1: each lane keeps the extreme of every sixteenth element, then lanes are compared,
+// an equal value counting only from an earlier position.
 template <class T, bool kMax>
 int64_t arg_row(const T *x, int64_t n) {
   constexpr int L = 16;
@@ -67,7 +67,8 @@ int64_t arg_row(const T *x, int64_t n) {
 }
 
 template <class T, bool kMax>
-int32_t arg(nir_ctx *ctx, void *const *ptrs, const int64_t *d, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
+int32_t arg(nir_ctx *ctx, void *const *ptrs, const int64_t *d, int64_t r0, int64_t r1, int64_t c0,
+            int64_t c1) {
   const int64_t n = d[1], inner = d[2];
   int64_t *out = at<int64_t>(ptrs, 1);
   if (n < 1) return NIR_UNSUPPORTED;
@@ -98,11 +99,11 @@ int32_t arg(nir_ctx *ctx, void *const *ptrs, const int64_t *d, int64_t r0, int64
 }  // namespace
 }  // namespace NIR_NS
 
-#define DEFINE(dtype, T)                                                                                     \
-  NIR_KERNEL(argmax_##dtype) { return NIR_NS::arg<T, true>(ctx, ptrs, dims, r0, r1, c0, c1); }               \
+#define DEFINE(dtype, T)                                                                       \
+  NIR_KERNEL(argmax_##dtype) { return NIR_NS::arg<T, true>(ctx, ptrs, dims, r0, r1, c0, c1); } \
   NIR_KERNEL(argmin_##dtype) { return NIR_NS::arg<T, false>(ctx, ptrs, dims, r0, r1, c0, c1); }
-#define DEFINE_BOTH(dtype, T)                                                                                \
-  DEFINE(dtype, T)                                                                                           \
+#define DEFINE_BOTH(dtype, T) \
+  DEFINE(dtype, T)            \
   NIR_KERNEL(cumsum_##dtype) { return NIR_NS::cumsum<T>(ctx, ptrs, dims, r0, r1, c0, c1); }
 DEFINE_BOTH(f32, float)
 DEFINE_BOTH(f64, double)

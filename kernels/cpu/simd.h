@@ -1,8 +1,8 @@
-// Vectors of one ISA level, on the compiler's vector extension: lane-wise + - * compare come from the
-// language; what it lacks (fused multiply-add, masked loads and stores) is here.
+// Vectors of one ISA level, on the compiler's vector extension: lane-wise + - * compare come from
+// the language; what it lacks (fused multiply-add, masked loads and stores) is here.
 //
-// Everything inline lives in a namespace named after the ISA level: the same header is compiled once
-// per level, and the linker must never let one level's copy of a function serve another.
+// Everything inline lives in a namespace named after the ISA level: the same header is compiled
+// once per level, and the linker must never let one level's copy of a function serve another.
 #ifndef NIR_SIMD_H
 #define NIR_SIMD_H
 
@@ -23,8 +23,8 @@
 // The symbol of a kernel at this ISA level: NIR_SYMBOL(matmul_f32_packed) is
 // nir_matmul_f32_packed_avx512.
 #define NIR_SYMBOL(name) NIR_CAT(NIR_CAT(NIR_CAT(nir_, name), _), NIR_ISA)
-#define NIR_KERNEL(name)                                                                       \
-  extern "C" int32_t NIR_SYMBOL(name)(nir_ctx * ctx, void *const *ptrs, const int64_t *dims,   \
+#define NIR_KERNEL(name)                                                                     \
+  extern "C" int32_t NIR_SYMBOL(name)(nir_ctx * ctx, void *const *ptrs, const int64_t *dims, \
                                       int64_t r0, int64_t r1, int64_t c0, int64_t c1)
 #define NIR_INLINE inline __attribute__((always_inline))
 
@@ -76,7 +76,8 @@ NIR_INLINE Vec<T> load_first(const T *p, int n) {
     return (Vec<T>)_mm512_maskz_loadu_epi64((__mmask8)((1u << n) - 1), p);
 #elif defined(__AVX2__)
   if constexpr (sizeof(T) == 4) {
-    __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    __m256i mask =
+        _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     return (Vec<T>)_mm256_maskload_epi32(reinterpret_cast<const int *>(p), mask);
   } else if constexpr (sizeof(T) == 8) {
     __m256i mask = _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
@@ -96,7 +97,8 @@ NIR_INLINE void store_first(T *p, Vec<T> v, int n) {
     return _mm512_mask_storeu_epi64(p, (__mmask8)((1u << n) - 1), (__m512i)v);
 #elif defined(__AVX2__)
   if constexpr (sizeof(T) == 4) {
-    __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    __m256i mask =
+        _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     return _mm256_maskstore_epi32(reinterpret_cast<int *>(p), mask, (__m256i)v);
   } else if constexpr (sizeof(T) == 8) {
     __m256i mask = _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
@@ -157,7 +159,8 @@ NIR_INLINE void copy_run(T *dst, const T *src, int64_t n) {
   constexpr int W = kLanes<T>;
   int64_t i = 0;
   for (; i + W <= n; i += W) store(dst + i, load(src + i));
-  if (i < n) store_first(dst + i, load_first(src + i, static_cast<int>(n - i)), static_cast<int>(n - i));
+  if (i < n)
+    store_first(dst + i, load_first(src + i, static_cast<int>(n - i)), static_cast<int>(n - i));
 }
 template <class T>
 NIR_INLINE void zero_run(T *dst, int64_t n) {

@@ -4,7 +4,7 @@
 #include "simd.h"
 
 extern "C" {
-#define DECLARE(name)                                                                              \
+#define DECLARE(name)                                                                            \
   int32_t NIR_SYMBOL(name)(nir_ctx *, void *const *, const int64_t *, int64_t, int64_t, int64_t, \
                            int64_t);
 NIR_KERNELS(DECLARE)
