@@ -32,7 +32,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag(
         "NIR_VERIFY",
         "0 or 1",
-        "Run the reference interpreter before and after each pass and stop at the first difference.",
+        "Run the reference interpreter before and after each pass; stop where they differ.",
     ),
     Flag(
         "NIR_ISA",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from nir.ir.interp import compare
+from nir.ir.compare import compare
 
 from nir.errors import VerifyError
 from nir.ir.graph import Graph, location_text

@@ -1,0 +1,219 @@
+"""Memory as a plan lays it out, for the interpreter: it finds plans that destroy values.
+
+All memory starts poisoned (every byte 0xFF: nan, -1). Each 64-byte block remembers whose bytes it
+holds, so a value that was overwritten before it is read is named together with its overwriter. A
+result that shares bytes with an operand of the same op is written in two halves, with the operands
+read again in between, in both orders: only a true element-by-element reuse survives that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nir.errors import VerifyError
+from nir.ir.bind import concrete
+from nir.ir.dim import value
+from nir.ir.graph import Graph, location_text
+from nir.ir.op import Op, Value
+
+_BLOCK = 64
+_POISON = 0xFF
+
+
+def align(offset: int) -> int:
+    """``offset`` rounded up to where the executor puts it."""
+    return -(-offset // _BLOCK) * _BLOCK
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Bytes start..stop of ``memory``; ``owner`` says whose value lies in each block of it."""
+
+    memory: np.ndarray
+    owner: np.ndarray
+    start: int
+    stop: int
+
+    def blocks(self) -> np.ndarray:
+        return self.owner[self.start // _BLOCK : -(-self.stop // _BLOCK)]
+
+    def meets(self, other: _Place) -> bool:
+        if self.memory is not other.memory:
+            return False
+        return self.start < other.stop and other.start < self.stop
+
+
+class Arena:
+    """The memory of one run of a planned graph."""
+
+    def __init__(
+        self, graph: Graph, inputs: Sequence[np.ndarray], sizes: Mapping[str, int]
+    ) -> None:
+        if graph.plan is None:
+            raise VerifyError(f"@{graph.name} has no memory plan")
+        self._graph, self._sizes = graph, sizes
+        # Numbers of values whose bytes a value shares unchanged: a view has its base's content.
+        self._content: dict[Value, int] = {}
+        self._places: dict[Value, _Place] = {}
+        arena = self._allocate(align(value(graph.plan.arena, sizes)))
+        donated = {out: source for source, out in graph.plan.donations}
+        for v, x in zip(graph.inputs, inputs, strict=True):
+            self._place(v, self._allocate(self._nbytes(v)), 0)
+            self._store(v, x)
+        outputs = [
+            self._places[graph.inputs[donated[k]]] if k in donated
+            else self._allocate(self._nbytes(v))
+            for k, v in enumerate(graph.outputs)
+        ]  # fmt: skip
+        values = list(graph.number)
+        for op in graph.nodes:
+            for v in op.results:
+                place = graph.plan.placements.get(graph.number[v])
+                match place.kind if place else None:
+                    case "arena":
+                        self._place(v, arena, align(value(place.offset, sizes)))
+                    case "output":
+                        self._place(v, outputs[place.of], value(place.offset, sizes))
+                    case "alias":
+                        base = self._places[values[place.of]]
+                        self._place(v, base, base.start + value(place.offset, sizes))
+                    case None:  # a constant has its own storage
+                        self._place(v, self._allocate(self._nbytes(v)), 0)
+
+    # ---- layout --------------------------------------------------------------------------------
+
+    def _nbytes(self, v: Value) -> int:
+        # The interpreter stores packed values in their logical form, which is no larger.
+        return value(v.type.nbytes, self._sizes)
+
+    def _allocate(self, nbytes: int) -> _Place:
+        memory = np.full(align(nbytes), _POISON, np.uint8)
+        return _Place(memory, np.full(len(memory) // _BLOCK, -1, np.int64), 0, len(memory))
+
+    def _place(self, v: Value, inside: _Place, start: int) -> None:
+        stop = start + self._nbytes(v)
+        if stop > len(inside.memory):
+            self._fail(v, f"its place ends at byte {stop} of {len(inside.memory)}")
+        self._places[v] = _Place(inside.memory, inside.owner, start, stop)
+
+    # ---- access --------------------------------------------------------------------------------
+
+    def _store(self, v: Value, array: np.ndarray) -> None:
+        place = self._places[v]
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        target = place.memory[place.start : place.start + data.size]
+        blocks = place.blocks()
+        # Writing the same bytes again, as a view does, leaves the content with its owner.
+        whole = blocks.size and blocks[0] >= 0 and (blocks == blocks[0]).all()
+        if whole and np.array_equal(target, data):
+            self._content[v] = int(blocks[0])
+            return
+        target[...] = data
+        self._content[v] = self._graph.number[v]
+        blocks[...] = self._content[v]
+
+    def _load(self, v: Value) -> np.ndarray:
+        """What lies in ``v``'s place, whoever wrote it."""
+        place = self._places[v]
+        shape, dtype = concrete(v.type, self._sizes), v.type.dtype.numpy
+        count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        return place.memory[place.start : place.start + count].copy().view(dtype).reshape(shape)
+
+    def _checked(self, v: Value, reader: str, line: str) -> np.ndarray:
+        blocks = self._places[v].blocks()
+        lost = blocks[blocks != self._content[v]]
+        if lost.size:
+            by = list(self._graph.number)[int(lost[0])]
+            raise VerifyError(
+                f"{self._name(v)} is overwritten by {self._name(by)} before {reader} reads it",
+                line or None,
+            )
+        return self._load(v)
+
+    def read(self, op: Op) -> list[np.ndarray]:
+        """The operands of ``op``; VerifyError names one that another value has overwritten."""
+        line = location_text(op.locs)
+        return [self._checked(v, op.name, line) for v in op.operands]
+
+    def read_torn(self, op: Op) -> list[np.ndarray]:
+        """The operands of ``op`` as they are while its results are being written."""
+        return [self._load(v) for v in op.operands]
+
+    def write(
+        self,
+        op: Op,
+        results: Sequence[np.ndarray],
+        again: Callable[[], Sequence[np.ndarray]],
+    ) -> None:
+        """Store the results of ``op``; ``again`` computes them from `read_torn`."""
+        shared = [
+            (x, r)
+            for r in op.results
+            for x in dict.fromkeys(op.operands)
+            if self._places[x].meets(self._places[r]) and not self._is_view(x, r)
+        ]
+        if shared:
+            self._check_in_place(op, results, again, shared)
+        for i, r in enumerate(op.results):
+            for other in op.results[:i]:
+                if self._places[r].meets(self._places[other]):
+                    self._fail(r, f"it overlaps {self._name(other)}, a result of the same op")
+        for v, array in zip(op.results, results, strict=True):
+            self._store(v, array)
+
+    def _is_view(self, x: Value, r: Value) -> bool:
+        place = self._graph.plan.placements.get(self._graph.number[r])  # type: ignore[union-attr]
+        return place is not None and place.kind == "alias" and self._same_bytes(x, r)
+
+    def _same_bytes(self, x: Value, r: Value) -> bool:
+        a, b = self._places[x], self._places[r]
+        return (a.start, a.stop) == (b.start, b.stop)
+
+    def _check_in_place(
+        self,
+        op: Op,
+        results: Sequence[np.ndarray],
+        again: Callable[[], Sequence[np.ndarray]],
+        shared: Sequence[tuple[Value, Value]],
+    ) -> None:
+        places = [self._places[v] for v in (*op.operands, *op.results)]
+        before = [p.memory[p.start : p.stop].copy() for p in places]
+        for first_half in (True, False):
+            for p, r in zip(places[len(op.operands) :], results, strict=True):
+                data = np.ascontiguousarray(r).reshape(-1).view(np.uint8)
+                half = r.size // 2 * r.dtype.itemsize
+                part = slice(0, half) if first_half else slice(half, data.size)
+                p.memory[p.start : p.stop][part] = data[part]
+            torn = again()
+            for p, saved in zip(places, before, strict=True):
+                p.memory[p.start : p.stop] = saved
+            for r, t in zip(results, torn, strict=True):
+                half = r.size // 2
+                rest = slice(half, None) if first_half else slice(0, half)
+                a, b = (np.ascontiguousarray(y).reshape(-1)[rest] for y in (r, t))
+                if a.tobytes() != b.tobytes():
+                    x, y = shared[0]
+                    self._fail(
+                        y, f"it is written over {self._name(x)}, which {op.name} still reads"
+                    )
+
+    def outputs(self) -> list[np.ndarray]:
+        """The outputs; VerifyError names one that another value has overwritten."""
+        return [self._checked(v, "the caller", self._line(v)) for v in self._graph.outputs]
+
+    # ---- messages ------------------------------------------------------------------------------
+
+    def _name(self, v: Value) -> str:
+        op = self._graph.producer.get(v)
+        name = f"%{self._graph.names[v]}"
+        return f"{name} ({op.name} at {location_text(op.locs)})" if op else f"input {name}"
+
+    def _line(self, v: Value) -> str:
+        op = self._graph.producer.get(v)
+        return location_text(op.locs) if op else ""
+
+    def _fail(self, v: Value, what: str) -> None:
+        raise VerifyError(f"memory plan: {self._name(v)}: {what}", self._line(v) or None)

@@ -1,0 +1,221 @@
+"""Comparison of two graphs that should mean the same: the first result that differs, and by whom.
+
+Two float results agree if they are within some ulp of each other, or equal on the scale of the
+whole result. Where they are not, rounding may still be the only difference (a sum in another
+order, cancellation), so both graphs are run again with every float widened to float64: if they
+agree there far beyond the narrow type's precision, the graphs mean the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from nir.errors import NirError
+from nir.ir.graph import Builder, Graph, location_text
+from nir.ir.interp import run
+from nir.ir.op import Op, Value
+from nir.ir.types import DType, TensorType, dtype, f64
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """``ulp`` units in the last place, or ``scale`` of the largest finite magnitude."""
+
+    ulp: float
+    scale: float
+
+
+TOLERANCES: Mapping[str, Tolerance] = {
+    "f64": Tolerance(64, 1e-12),
+    "f32": Tolerance(32, 2e-6),
+    "f16": Tolerance(4, 2e-3),
+    "bf16": Tolerance(4, 2e-2),
+}
+# For results of graphs widened to float64: reordered sums stay far below it, wrong ones do not.
+WIDE = Tolerance(1 << 16, 1e-9)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Where two graphs first differ: the op to look at, its line, and by how much."""
+
+    op: str
+    location: str
+    output: int
+    ulp: float
+    index: tuple[int, ...]
+    expected: Any
+    got: Any
+
+    def __str__(self) -> str:
+        at = f" at {self.location}" if self.location else ""
+        where = f"[{', '.join(map(str, self.index))}]" if self.index else ""
+        return (
+            f"{self.op}{at}: expected {self.expected}, got {self.got} "
+            f"(output {self.output}{where}, {self.ulp:.3g} ulp)"
+        )
+
+
+def compare(
+    before: Graph, after: Graph, inputs: Sequence[np.ndarray], env: Mapping[str, int] | None = None
+) -> Difference | None:
+    """The first disagreement of ``after`` with ``before`` on ``inputs``, or None.
+
+    A graph with a memory plan runs in its arena. The op named is the first of ``after`` that makes
+    a value which ``before`` makes too (they are the same object) with another content, else the
+    one that makes the output. Raises VerifyError if a plan lets values overwrite each other.
+    """
+    expected, got = run(before, inputs, env), run(after, inputs, env, arena=after.plan is not None)
+    bad = _disagreements(expected, got)
+    if not bad:
+        return None
+    # The wide run settles what rounding may explain; if it cannot be made, the narrow one counts.
+    wide = _run_wide(before, after, inputs, env)
+    if wide is not None:
+        bad = [k for k in bad if not agree(wide[0][k], wide[1][k], WIDE)]
+        if not bad:
+            return None
+    k = bad[0]
+    op = _culprit(before, after, inputs, env) or after.producer.get(after.outputs[k])
+    index, ulp = worst(expected[k], got[k])
+    return Difference(
+        op.name if op else "input",
+        location_text(op.locs) if op else "",
+        k,
+        ulp,
+        index,
+        expected[k][index] if expected[k].shape == got[k].shape else expected[k].shape,
+        got[k][index] if expected[k].shape == got[k].shape else got[k].shape,
+    )
+
+
+def _disagreements(expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> list[int]:
+    pairs = enumerate(zip(expected, got, strict=True))
+    return [k for k, (a, b) in pairs if not agree(a, b)]
+
+
+def agree(expected: np.ndarray, got: np.ndarray, tolerance: Tolerance | None = None) -> bool:
+    """Whether two results are equal up to rounding: nan equals nan, 0 equals -0.
+
+    Integers and bools must be equal. ``tolerance`` replaces the one of the dtype.
+    """
+    if expected.shape != got.shape or expected.dtype != got.dtype:
+        return False
+    if not is_float(expected.dtype):
+        return np.array_equal(expected, got)
+    limit = tolerance or TOLERANCES[dtype(expected.dtype).name]
+    distance = ulp_distance(expected, got)
+    if (distance <= limit.ulp).all():
+        return True
+    a, b = expected.astype(np.float64), got.astype(np.float64)
+    finite = np.isfinite(a)
+    largest = np.abs(a[finite]).max(initial=0.0)
+    with np.errstate(all="ignore"):
+        near = finite & (np.abs(a - b) <= limit.scale * largest)
+    return bool((near | (distance <= limit.ulp)).all())
+
+
+def worst(expected: np.ndarray, got: np.ndarray) -> tuple[tuple[int, ...], float]:
+    """Index and distance in ulp of the element that differs most."""
+    if expected.shape != got.shape or expected.dtype != got.dtype or not expected.size:
+        return (), np.inf
+    if is_float(expected.dtype):
+        distance = ulp_distance(expected, got)
+    else:
+        distance = np.abs(expected.astype(np.float64) - got.astype(np.float64))
+    at = np.unravel_index(int(distance.argmax()), expected.shape)
+    return tuple(map(int, at)), float(distance[at])
+
+
+def is_float(kind: np.dtype) -> bool:
+    """Whether ``kind`` is one of nir's float types."""
+    return dtype(kind).is_float
+
+
+def ulp_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """How many representable numbers lie between elements of two float arrays of one dtype.
+
+    0 for equal numbers, for two nans and for 0 and -0; inf where only one is nan.
+    """
+    bits = np.dtype(f"i{a.dtype.itemsize}")
+    low = np.iinfo(bits).min
+    ordered = []
+    for x in (a, b):
+        # Bit patterns of negative numbers grow downwards: mirror them so that order is by value.
+        i = np.ascontiguousarray(x).view(bits)
+        ordered.append(np.where(i < 0, low - i, i).astype(np.float64))
+    distance = np.abs(ordered[0] - ordered[1])
+    nan_a, nan_b = np.isnan(a), np.isnan(b)
+    distance[nan_a | nan_b] = np.inf
+    distance[nan_a & nan_b] = 0.0
+    # Neighbours in float64 are too close for the subtraction above.
+    return np.where((distance == 0) & (a != b) & ~(nan_a & nan_b), 1.0, distance)
+
+
+def _culprit(
+    before: Graph, after: Graph, inputs: Sequence[np.ndarray], env: Mapping[str, int] | None
+) -> Op | None:
+    """The first op of ``after`` whose result is in ``before`` too and differs."""
+    known: dict[Value, np.ndarray] = {}
+    found: list[Op] = []
+
+    def remember(op: Op, operands: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
+        known.update(zip(op.results, results, strict=True))
+
+    def check(op: Op, operands: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
+        pairs = zip(op.results, results, strict=True)
+        if not found and any(v in known and not agree(known[v], r) for v, r in pairs):
+            found.append(op)
+
+    run(before, inputs, env, trace=remember)
+    run(after, inputs, env, trace=check)
+    return found[0] if found else None
+
+
+# ---- widening ----------------------------------------------------------------------------------
+
+
+def _run_wide(
+    before: Graph, after: Graph, inputs: Sequence[np.ndarray], env: Mapping[str, int] | None
+) -> list[list[np.ndarray]] | None:
+    wide = [_wide_array(x) for x in inputs]
+    try:
+        return [run(widen(graph), wide, env) for graph in (before, after)]
+    except (NirError, TypeError):  # an op that holds on to its dtype
+        return None
+
+
+def widen(graph: Graph) -> Graph:
+    """``graph`` with every float type, constant and attribute turned to f64, without its plan."""
+    b = Builder(graph.name)
+    env: dict[Value, Value] = {}
+    for v, name in zip(graph.inputs, graph.input_names, strict=True):
+        env[v] = b.input(_wide(v.type), name)
+    for op in graph.nodes:
+        changed = {name: _wide(a) for name, a in op.attributes.items()}
+        new = replace(op.map_operands(env.__getitem__), **changed)
+        env.update(zip(op.results, b.emit(new, op.locs or None), strict=True))
+    return b.build([env[v] for v in graph.outputs])
+
+
+def _wide(value: Any) -> Any:
+    match value:
+        case DType() if value.is_float:
+            return f64
+        case TensorType() if value.dtype.is_float:
+            return value.with_(dtype=f64)
+        case np.ndarray():
+            return _wide_array(value)
+        case Graph():
+            return widen(value)
+        case tuple():
+            return tuple(map(_wide, value))
+    return value
+
+
+def _wide_array(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float64) if is_float(np.asarray(x).dtype) else x
