@@ -1,10 +1,39 @@
 #include "common.h"
 
+#include <pthread.h>
+
+#include <array>
 #include <cstring>
 
 namespace nir {
 
 namespace {
+
+struct ForkList {
+  std::mutex mutex;
+  std::array<ForkSafeMutex*, 16> items{};
+  size_t count = 0;
+};
+
+ForkList& fork_list() {
+  static ForkList* list = new ForkList;
+  return *list;
+}
+
+void for_each_mutex(void (*f)(ForkSafeMutex*)) {
+  ForkList& list = fork_list();
+  for (size_t i = 0; i < list.count; ++i) f(list.items[i]);
+}
+
+void before_fork() {
+  fork_list().mutex.lock();
+  for_each_mutex([](ForkSafeMutex* m) { m->lock(); });
+}
+
+void after_fork() {
+  for_each_mutex([](ForkSafeMutex* m) { m->unlock(); });
+  fork_list().mutex.unlock();
+}
 
 struct Crc32Tables {
   uint32_t t[8][256];
@@ -20,6 +49,14 @@ struct Crc32Tables {
 };
 
 }  // namespace
+
+ForkSafeMutex::ForkSafeMutex() {
+  ForkList& list = fork_list();
+  std::lock_guard<std::mutex> lock(list.mutex);
+  if (list.count == 0) pthread_atfork(before_fork, after_fork, after_fork);
+  if (list.count == list.items.size()) throw std::logic_error("too many fork-safe mutexes");
+  list.items[list.count++] = this;
+}
 
 uint32_t crc32(const void* data, size_t size, uint32_t crc) {
   static const Crc32Tables tables;

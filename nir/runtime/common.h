@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -28,6 +29,17 @@ struct KernelError : std::runtime_error {
 
 // CRC-32 as zlib computes it; `crc` continues an earlier one.
 uint32_t crc32(const void* data, size_t size, uint32_t crc = 0);
+
+// A mutex that a forked child finds free. Never destroyed, and a leaf: nothing is locked under it.
+class ForkSafeMutex {
+ public:
+  ForkSafeMutex();
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
+
+ private:
+  std::mutex mutex_;
+};
 
 constexpr size_t kAlign = 64;
 

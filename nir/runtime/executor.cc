@@ -1,0 +1,575 @@
+#include "executor.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+
+#include "registry.h"
+#include "thread_pool.h"
+
+namespace nir {
+
+namespace {
+
+constexpr size_t kBoundLimit = 32;
+constexpr int64_t kChunkWork = 16 << 10;
+
+// Guards the lists of bound shapes and idle contexts of all executables; held for a few pointers.
+ForkSafeMutex& lists_mutex() {
+  static ForkSafeMutex* m = new ForkSafeMutex;
+  return *m;
+}
+
+}  // namespace
+
+struct BoundCall {
+  nir_kernel_fn fn;
+  nir_kernel_fn epilogue;
+  uint32_t args, epilogue_args;  // first slot
+  uint32_t dims, epilogue_dims;  // first dim
+  int64_t rows, cols;
+  int64_t grain;   // of the axis that is split
+  int64_t units;   // grains of that axis
+  int64_t least;   // units worth a claim
+  bool by_cols;
+  bool parallel;
+};
+
+// Everything that the symbols' values decide.
+struct Executable::Bound {
+  std::vector<int64_t> symbols;
+  std::vector<int64_t> dims;
+  std::vector<BoundCall> calls;
+  std::vector<int64_t> slot_offsets;
+  std::vector<int64_t> input_sizes;  // of all axes of all inputs
+  std::vector<int64_t> output_bytes;
+  std::vector<std::vector<int64_t>> output_shapes;
+  int64_t arena = 0;
+  int64_t scratch = 0;  // for each thread
+};
+
+// What one run uses: pointers and symbols live here, so that runs allocate nothing.
+struct Context {
+  std::vector<int64_t> symbols;
+  std::vector<void*> pointers;
+  std::shared_ptr<const Executable::Bound> bound;
+  BlockRef memory;
+  uint8_t* arena = nullptr;  // what the pointers were made for
+  uint8_t* scratch = nullptr;
+};
+
+std::string describe(const TensorRef& t) {
+  std::string out = std::string(kDTypes[t.dtype].name) + "[";
+  for (uint8_t i = 0; i < t.rank; ++i) out += (i ? "," : "") + std::to_string(t.shape[i]);
+  out += "]";
+  return t.layout.empty() ? out : out + "{" + t.layout + "}";
+}
+
+// ---- construction --------------------------------------------------------------------------------
+
+Executable::Executable(Program program, std::vector<TensorRef> constants, const Codes& codes,
+                       const Hosts& hosts, const std::string& isa)
+    : program_(std::move(program)), constants_(std::move(constants)) {
+  if (constants_.size() != program_.constants.size())
+    throw Error(ErrorKind::kPackage, "expected " + std::to_string(program_.constants.size()) +
+                                         " constants, got " + std::to_string(constants_.size()));
+  for (size_t i = 0; i < constants_.size(); ++i)
+    if (constants_[i].block->capacity < program_.constants[i].size)
+      throw Error(ErrorKind::kPackage, "constant " + std::to_string(i) + " is too short");
+  for (const auto* types : {&program_.inputs, &program_.outputs})
+    for (const TypeRecord& t : *types) {
+      if (t.shape.size() > kMaxRank)
+        throw Error(ErrorKind::kShape, "a tensor of rank " + std::to_string(t.shape.size()) +
+                                           "; the limit is " + std::to_string(kMaxRank));
+      if (t.device != "cpu") throw Error(ErrorKind::kDevice, "no device '" + t.device + "'");
+    }
+  resolve_kernels(codes, hosts, isa);
+  for (const CallRecord& c : program_.calls) {
+    for (const auto* args : {&c.args, &c.epilogue_args})
+      slot_buffers_.insert(slot_buffers_.end(), args->begin(), args->end());
+  }
+  slots_ = slot_buffers_.size();
+  for (uint32_t s = 0; s < slots_; ++s) {
+    switch (program_.buffers[slot_buffers_[s]].kind) {
+      case kArena:
+        arena_slots_.push_back(s);
+        break;
+      case kConst:
+        const_slots_.push_back(s);
+        break;
+      default:
+        moving_slots_.push_back(s);
+    }
+  }
+}
+
+Executable::~Executable() {
+  for (Context* c : idle_) delete c;
+}
+
+uint32_t Executable::choose_isa(const Codes& codes, const std::string& isa) const {
+  std::string forced = isa;
+  if (const char* env = std::getenv("NIR_ISA"); forced.empty() && env) forced = env;
+  if (!forced.empty()) {
+    const int level = isa_level(forced);
+    if (level < 0) throw Error(ErrorKind::kUnsupported, "no ISA level is called '" + forced + "'");
+    if (!nir_has_isa(forced.c_str()))
+      throw Error(ErrorKind::kUnsupported, "this CPU does not run ISA level " + forced);
+    return static_cast<uint32_t>(level);
+  }
+  for (int i = 0; const char* name = nir_isa_name(i); ++i) {
+    const int level = isa_level(name);
+    if (level < 0 || !nir_has_isa(name)) continue;
+    const bool complete = std::all_of(codes.begin(), codes.end(), [&](const auto& code) {
+      return code.second.count(static_cast<uint32_t>(level)) > 0;
+    });
+    if (complete) return static_cast<uint32_t>(level);
+  }
+  throw Error(ErrorKind::kUnsupported,
+              program_.name + ": its code is for no ISA level that this CPU runs");
+}
+
+void Executable::resolve_kernels(const Codes& codes, const Hosts& hosts, const std::string& isa) {
+  isa_ = choose_isa(codes, isa);
+  const std::string level = isa_name(isa_);
+  std::vector<BlobView> blobs;
+  std::vector<std::string> names;
+  std::vector<size_t> targets;
+  kernels_.resize(program_.kernels.size());
+  for (size_t k = 0; k < kernels_.size(); ++k) {
+    const KernelRecord& record = program_.kernels[k];
+    switch (record.source) {
+      case kBuiltin:
+        kernels_[k].fn = nir_find_kernel(record.name.c_str(), level.c_str());
+        break;
+      case kHost: {
+        auto it = hosts.find(record.name);
+        if (it != hosts.end()) kernels_[k].fn = it->second;
+        break;
+      }
+      case kGenerated: {
+        auto code = codes.find(record.name);
+        if (code == codes.end() || !code->second.count(isa_)) break;
+        blobs.push_back(code->second.at(isa_));
+        names.push_back(record.name);
+        targets.push_back(k);
+        continue;
+      }
+    }
+    if (!kernels_[k].fn)
+      throw Error(ErrorKind::kUnsupported,
+                  program_.name + ": no kernel " + record.name + " for ISA level " + level);
+  }
+  if (targets.size() < static_cast<size_t>(std::count_if(
+                           program_.kernels.begin(), program_.kernels.end(),
+                           [](const KernelRecord& r) { return r.source == kGenerated; })))
+    throw Error(ErrorKind::kUnsupported,
+                program_.name + ": a generated kernel has no code for ISA level " + level);
+  const std::vector<LoadedKernel> loaded = load_blobs(blobs, names, isa_);
+  for (size_t i = 0; i < loaded.size(); ++i) kernels_[targets[i]] = loaded[i];
+}
+
+// ---- binding -------------------------------------------------------------------------------------
+
+namespace {
+
+std::string poly_text(const Program& p, const Poly& poly) {
+  // Readable enough for the forms that occur in input types; others show their postfix.
+  std::vector<std::string> stack;
+  for (const Poly::Step& s : poly.steps) {
+    if (s.op == kPushConst) {
+      stack.push_back(std::to_string(s.value));
+    } else if (s.op == kPushSymbol) {
+      stack.push_back(p.symbols[static_cast<size_t>(s.value)]);
+    } else {
+      const std::string b = stack.back();
+      stack.pop_back();
+      const std::string a = stack.back();
+      stack.pop_back();
+      if (s.op == kAdd)
+        stack.push_back(b[0] == '-' ? a + b : a + "+" + b);
+      else
+        stack.push_back(a + (s.op == kMul ? "*" : "//") +
+                        (b.find_first_of("+-*/") == std::string::npos ? b : "(" + b + ")"));
+    }
+  }
+  return stack[0];
+}
+
+std::string type_text(const Program& p, const TypeRecord& t) {
+  std::string out = std::string(kDTypes[t.dtype].name) + "[";
+  for (size_t i = 0; i < t.shape.size(); ++i)
+    out += (i ? "," : "") + poly_text(p, p.polys[t.shape[i]]);
+  out += "]";
+  return t.layout.empty() ? out : out + "{" + t.layout + "}";
+}
+
+}  // namespace
+
+void Executable::refuse(const std::vector<TensorRef>& inputs, size_t input, const std::string& why,
+                        ErrorKind kind) const {
+  throw Error(kind, program_.name + ": input " + std::to_string(input) + " (%" +
+                        program_.input_names[input] + "): expected " +
+                        type_text(program_, program_.inputs[input]) + ", got " +
+                        describe(inputs[input]) + why);
+}
+
+// Dtypes, layouts and ranks, then the symbols' values.
+void Executable::solve(const std::vector<TensorRef>& inputs, std::vector<int64_t>* symbols) const {
+  if (inputs.size() != program_.inputs.size())
+    throw Error(ErrorKind::kShape, program_.name + ": expected " +
+                                       std::to_string(program_.inputs.size()) + " inputs, got " +
+                                       std::to_string(inputs.size()));
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const TypeRecord& want = program_.inputs[i];
+    const TensorRef& got = inputs[i];
+    if (!got.block)
+      throw Error(ErrorKind::kStale, program_.name + ": input " + std::to_string(i) + " (%" +
+                                         program_.input_names[i] +
+                                         "): its buffer was donated to an earlier run");
+    if (got.dtype != want.dtype) refuse(inputs, i, "", ErrorKind::kDType);
+    if (got.rank != want.shape.size() || got.layout != want.layout) refuse(inputs, i, "");
+  }
+  symbols->assign(program_.symbols.size(), 0);
+  for (const SolveStep& s : program_.solve) {
+    const int64_t size = inputs[s.input].shape[s.axis];
+    const int64_t scaled = checked_add(size, -s.offset);
+    if (scaled % s.scale != 0 || scaled / s.scale < 0)
+      refuse(inputs, s.input,
+             ": axis " + std::to_string(s.axis) + " is " + std::to_string(size) + ", and no " +
+                 program_.symbols[s.symbol] + " >= 0 gives that");
+    (*symbols)[s.symbol] = scaled / s.scale;
+  }
+}
+
+void Executable::check_inputs(const std::vector<TensorRef>& inputs,
+                              const std::vector<int64_t>& symbols) const {
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const TypeRecord& want = program_.inputs[i];
+    for (size_t axis = 0; axis < want.shape.size(); ++axis) {
+      const Poly& poly = program_.polys[want.shape[axis]];
+      const int64_t expected = poly.evaluate(symbols);
+      if (expected == inputs[i].shape[axis]) continue;
+      std::string why = ": axis " + std::to_string(axis) + " is " +
+                        std::to_string(inputs[i].shape[axis]) + ", expected " +
+                        std::to_string(expected);
+      for (const SolveStep& s : program_.solve) {
+        const bool occurs = std::any_of(poly.steps.begin(), poly.steps.end(), [&](const auto& step) {
+          return step.op == kPushSymbol && step.value == static_cast<int64_t>(s.symbol);
+        });
+        if (occurs)
+          why += ", since " + program_.symbols[s.symbol] + " is " +
+                 std::to_string(symbols[s.symbol]) + " by input " + std::to_string(s.input) +
+                 " (%" + program_.input_names[s.input] + ")";
+      }
+      refuse(inputs, i, why);
+    }
+  }
+}
+
+std::shared_ptr<const Executable::Bound> Executable::evaluate(
+    const std::vector<int64_t>& symbols) const {
+  auto bound = std::make_shared<Bound>();
+  bound->symbols = symbols;
+  std::vector<int64_t> values(program_.polys.size());
+  for (size_t i = 0; i < values.size(); ++i) values[i] = program_.polys[i].evaluate(symbols);
+  const auto size_of = [&](PolyId id, const char* what) {
+    if (values[id] < 0)
+      throw Error(ErrorKind::kShape, program_.name + ": " + what + " is " +
+                                         poly_text(program_, program_.polys[id]) + " = " +
+                                         std::to_string(values[id]));
+    return values[id];
+  };
+
+  for (const TypeRecord& t : program_.inputs)
+    for (PolyId d : t.shape) bound->input_sizes.push_back(values[d]);
+  for (const TypeRecord& t : program_.outputs) {
+    std::vector<int64_t> shape;
+    for (PolyId d : t.shape) shape.push_back(size_of(d, "the size of an output"));
+    bound->output_shapes.push_back(std::move(shape));
+    bound->output_bytes.push_back(size_of(t.nbytes, "the size of an output"));
+  }
+  bound->arena = round_up(size_of(program_.arena, "the arena"));
+
+  std::vector<int64_t> offsets;
+  for (size_t i = 0; i < program_.buffers.size(); ++i) {
+    const BufferRecord& b = program_.buffers[i];
+    int64_t offset = size_of(b.offset, "the offset of a buffer");
+    int64_t limit = 0;
+    switch (b.kind) {
+      case kInput:
+        limit = size_of(program_.inputs[b.index].nbytes, "the size of an input");
+        break;
+      case kOutput:
+        limit = bound->output_bytes[b.index];
+        break;
+      case kConst:
+        limit = static_cast<int64_t>(program_.constants[b.index].size);
+        break;
+      case kArena:
+        offset = round_up(offset);
+        limit = bound->arena;
+        break;
+    }
+    const int64_t end = checked_add(offset, size_of(b.nbytes, "the size of a buffer"));
+    if (end > limit)
+      throw Error(ErrorKind::kShape, program_.name + ": buffer " + std::to_string(i) + " ends at " +
+                                         std::to_string(end) + " of " + std::to_string(limit) +
+                                         " bytes");
+    offsets.push_back(offset);
+  }
+  bound->slot_offsets.reserve(slots_);
+  for (uint32_t b : slot_buffers_) bound->slot_offsets.push_back(offsets[b]);
+
+  uint32_t slot = 0;
+  const auto append_dims = [&](const std::vector<PolyId>& ids) {
+    const auto at = static_cast<uint32_t>(bound->dims.size());
+    for (PolyId d : ids) bound->dims.push_back(values[d]);
+    return at;
+  };
+  for (const CallRecord& c : program_.calls) {
+    BoundCall call{};
+    call.fn = kernels_[c.kernel].fn;
+    call.args = slot;
+    slot += static_cast<uint32_t>(c.args.size());
+    call.dims = append_dims(c.dims);
+    if (c.has_epilogue) {
+      call.epilogue = kernels_[c.epilogue_kernel].fn;
+      call.epilogue_args = slot;
+      slot += static_cast<uint32_t>(c.epilogue_args.size());
+      call.epilogue_dims = append_dims(c.epilogue_dims);
+    }
+    call.rows = size_of(c.rows, "the rows of a call");
+    call.cols = size_of(c.cols, "the columns of a call");
+    bound->scratch = std::max(bound->scratch, round_up(size_of(c.scratch, "the scratch of a call")));
+    const auto units = [](int64_t n, int64_t grain) { return n / grain + (n % grain != 0); };
+    const int64_t row_units = units(call.rows, c.row_grain);
+    const int64_t col_units = c.col_grain ? units(call.cols, c.col_grain) : 1;
+    call.by_cols = col_units > row_units && row_units < 2 * ThreadPool::instance().size();
+    call.grain = call.by_cols ? c.col_grain : c.row_grain;
+    call.units = call.by_cols ? col_units : row_units;
+    const int64_t work = values[c.work];
+    call.parallel = call.units > 1 && work >= kSerialWork &&
+                    program_.kernels[c.kernel].source != kHost;
+    call.least = 1;
+    if (call.parallel) {
+      const int64_t per_unit = std::max<int64_t>(1, work / call.units);
+      call.least = std::max<int64_t>(1, kChunkWork / per_unit);
+    }
+    // Nothing to compute: no element of the iteration space.
+    if (call.rows == 0 || call.cols == 0) call.units = 0;
+    bound->calls.push_back(call);
+  }
+  return bound;
+}
+
+std::shared_ptr<const Executable::Bound> Executable::bind(const std::vector<TensorRef>& inputs,
+                                                          const std::vector<int64_t>& symbols) {
+  {
+    std::lock_guard<ForkSafeMutex> lock(lists_mutex());
+    for (size_t i = 0; i < bounds_.size(); ++i) {
+      if (bounds_[i]->symbols != symbols) continue;
+      std::rotate(bounds_.begin(), bounds_.begin() + static_cast<ptrdiff_t>(i),
+                  bounds_.begin() + static_cast<ptrdiff_t>(i) + 1);
+      return bounds_[0];
+    }
+  }
+  check_inputs(inputs, symbols);
+  std::shared_ptr<const Bound> bound = evaluate(symbols);
+  std::lock_guard<ForkSafeMutex> lock(lists_mutex());
+  bounds_.insert(bounds_.begin(), bound);
+  if (bounds_.size() > kBoundLimit) bounds_.pop_back();
+  return bound;
+}
+
+Context* Executable::take_context() {
+  {
+    std::lock_guard<ForkSafeMutex> lock(lists_mutex());
+    if (!idle_.empty()) {
+      Context* c = idle_.back();
+      idle_.pop_back();
+      return c;
+    }
+  }
+  auto c = std::make_unique<Context>();
+  c->pointers.resize(slots_);
+  return c.release();
+}
+
+void Executable::return_context(Context* context) {
+  context->memory.reset();
+  std::lock_guard<ForkSafeMutex> lock(lists_mutex());
+  idle_.push_back(context);
+}
+
+Executable::Run::Run(Executable& exe, std::vector<TensorRef>& inputs,
+                     const std::vector<uint8_t>& donated, std::vector<TensorRef>& outputs)
+    : exe_(exe), context_(exe.take_context()) {
+  Context& c = *context_;
+  try {
+    exe.solve(inputs, &c.symbols);
+    if (!c.bound || c.bound->symbols != c.symbols) {
+      c.bound = exe.bind(inputs, c.symbols);
+      c.arena = nullptr;
+    }
+    const Bound& bound = *c.bound;
+    const int64_t* expected = bound.input_sizes.data();
+    for (const TensorRef& in : inputs) {
+      // The slow check finds out what to say.
+      if (!std::equal(in.shape.begin(), in.shape.begin() + in.rank, expected))
+        exe.check_inputs(inputs, c.symbols);
+      expected += in.rank;
+    }
+
+    const auto threads = static_cast<int64_t>(ThreadPool::instance().size());
+    const int64_t bytes = checked_add(bound.arena, checked_mul(bound.scratch, threads));
+    c.memory = acquire_block(static_cast<size_t>(bytes));
+
+    const Program& p = exe.program_;
+    outputs.resize(p.outputs.size());
+    for (TensorRef& out : outputs) out.block.reset();
+    for (const DonationRecord& d : p.donations) {
+      TensorRef& in = inputs[d.input];
+      TensorRef& out = outputs[d.output];
+      const auto need = static_cast<size_t>(bound.output_bytes[d.output]);
+      // Two references: the owner's, who offers it, and this run's. A third is somebody's view.
+      const bool ours = donated[d.input] && in.block && !out.block && in.block->pooled() &&
+                        in.block->refs.load(std::memory_order_acquire) == 2 &&
+                        in.data == in.block->data && in.block->capacity >= need;
+      if (ours) {
+        out.block = std::move(in.block);
+        out.data = out.block->data;
+      }
+    }
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      TensorRef& out = outputs[i];
+      if (!out.block) {
+        out.block = acquire_block(static_cast<size_t>(bound.output_bytes[i]));
+        out.data = out.block->data;
+      }
+      out.dtype = p.outputs[i].dtype;
+      out.layout = p.outputs[i].layout;
+      out.rank = static_cast<uint8_t>(bound.output_shapes[i].size());
+      std::copy(bound.output_shapes[i].begin(), bound.output_shapes[i].end(), out.shape.begin());
+    }
+
+    const auto place = [&](uint32_t slot, uint8_t* base) {
+      c.pointers[slot] = base + bound.slot_offsets[slot];
+    };
+    if (c.arena != c.memory->data) {
+      c.arena = c.memory->data;
+      for (uint32_t s : exe.arena_slots_) place(s, c.arena);
+      for (uint32_t s : exe.const_slots_)
+        place(s, exe.constants_[p.buffers[exe.slot_buffers_[s]].index].data);
+    }
+    c.scratch = c.arena + bound.arena;
+    for (uint32_t s : exe.moving_slots_) {
+      const BufferRecord& b = p.buffers[exe.slot_buffers_[s]];
+      place(s, b.kind == kInput ? inputs[b.index].data : outputs[b.index].data);
+    }
+  } catch (...) {
+    exe.return_context(context_);
+    throw;
+  }
+}
+
+Executable::Run::~Run() { exe_.return_context(context_); }
+
+// ---- running -------------------------------------------------------------------------------------
+
+namespace {
+
+// One call while threads share it.
+struct Job {
+  const BoundCall* call;
+  void* const* pointers;
+  const int64_t* dims;
+  uint8_t* scratch;
+  int64_t scratch_bytes;
+  int64_t threads;
+  std::atomic<int64_t> next{0};
+  // The failure with the lowest start, so that the message does not depend on timing.
+  std::atomic_flag failing = ATOMIC_FLAG_INIT;
+  int64_t failed_at = -1;
+  int32_t status = 0;
+  int64_t detail[2] = {0, 0};
+
+  void fail(int64_t at, int32_t code, const int64_t* why) {
+    while (failing.test_and_set(std::memory_order_acquire)) {
+    }
+    if (failed_at < 0 || at < failed_at) {
+      failed_at = at;
+      status = code;
+      detail[0] = why[0];
+      detail[1] = why[1];
+    }
+    failing.clear(std::memory_order_release);
+  }
+
+  void run_units(int64_t from, int64_t to, int thread) {
+    const BoundCall& c = *call;
+    nir_ctx ctx{scratch + scratch_bytes * thread,
+                c.epilogue,
+                pointers + c.epilogue_args,
+                dims + c.epilogue_dims,
+                {0, 0}};
+    const int64_t extent = c.by_cols ? c.cols : c.rows;
+    const int64_t begin = from * c.grain;
+    const int64_t end = to == c.units ? extent : to * c.grain;
+    const int32_t code = c.by_cols
+                             ? c.fn(&ctx, pointers + c.args, dims + c.dims, 0, c.rows, begin, end)
+                             : c.fn(&ctx, pointers + c.args, dims + c.dims, begin, end, 0, c.cols);
+    if (code) fail(begin, code, ctx.detail);
+  }
+
+  // Takes a share of what is left, large at first and small at the end: whoever is slow or late
+  // holds up the others by one small piece only.
+  void share(int thread) {
+    if (thread >= threads) return;  // the pool grew since the scratch was sized
+    int64_t from = next.load(std::memory_order_relaxed);
+    while (from < call->units) {
+      const int64_t left = call->units - from;
+      const int64_t take = std::min(left, std::max(call->least, left / (2 * threads)));
+      if (next.compare_exchange_weak(from, from + take, std::memory_order_relaxed)) {
+        run_units(from, from + take, thread);
+        from = next.load(std::memory_order_relaxed);
+      }
+    }
+  }
+};
+
+int64_t now_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+}  // namespace
+
+void Executable::Run::execute(int64_t* nanoseconds) {
+  FlushDenormals flush;
+  Context& c = *context_;
+  const Bound& bound = *c.bound;
+  ThreadPool& pool = ThreadPool::instance();
+  // The scratch was sized for so many threads; a pool resized meanwhile must not use more.
+  const auto room = static_cast<int64_t>(c.memory->capacity) - bound.arena;
+  const int64_t threads =
+      bound.scratch ? std::min<int64_t>(pool.size(), room / bound.scratch) : pool.size();
+  for (size_t i = 0; i < bound.calls.size(); ++i) {
+    const BoundCall& call = bound.calls[i];
+    const int64_t start = nanoseconds ? now_ns() : 0;
+    if (call.units > 0) {
+      Job job{&call, c.pointers.data(), bound.dims.data(), c.scratch, bound.scratch, threads};
+      if (call.parallel && threads > 1)
+        pool.run([](void* j, int thread) { static_cast<Job*>(j)->share(thread); }, &job);
+      else
+        job.run_units(0, call.units, 0);
+      if (job.status) throw KernelError(job.status, i, job.detail[0], job.detail[1]);
+    }
+    if (nanoseconds) nanoseconds[i] = now_ns() - start;
+  }
+}
+
+}  // namespace nir

@@ -1,0 +1,198 @@
+// The extension module nir.runtime._core.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <cstring>
+
+#include "blob.h"
+#include "executor.h"
+#include "memory.h"
+#include "registry.h"
+#include "storage.h"
+#include "thread_pool.h"
+
+namespace py = pybind11;
+
+namespace nir {
+
+namespace {
+
+const char* error_class(ErrorKind kind) {
+  switch (kind) {
+    case ErrorKind::kShape: return "ShapeError";
+    case ErrorKind::kDType: return "DTypeError";
+    case ErrorKind::kDevice: return "DeviceError";
+    case ErrorKind::kStale: return "StaleTensorError";
+    case ErrorKind::kUnsupported: return "UnsupportedError";
+    case ErrorKind::kPackage: return "PackageError";
+    case ErrorKind::kMemory: return "MemoryBudgetError";
+    case ErrorKind::kNir: break;
+  }
+  return "NirError";
+}
+
+BlobView view_of(const py::bytes& data) {
+  char* at;
+  ssize_t size;
+  if (PyBytes_AsStringAndSize(data.ptr(), &at, &size) != 0) throw py::error_already_set();
+  return {reinterpret_cast<const uint8_t*>(at), static_cast<size_t>(size)};
+}
+
+uint32_t level_of(const std::string& isa) {
+  const int level = isa_level(isa);
+  if (level < 0) throw Error(ErrorKind::kUnsupported, "no ISA level is called '" + isa + "'");
+  return static_cast<uint32_t>(level);
+}
+
+std::vector<TensorRef> tensors_of(const py::sequence& storages) {
+  std::vector<TensorRef> out;
+  out.reserve(storages.size());
+  for (const py::handle& s : storages) out.push_back(s.cast<const Storage&>().tensor);
+  return out;
+}
+
+std::unique_ptr<Executable> make_executable(const py::bytes& program, const py::sequence& constants,
+                                            const py::dict& codes, const py::dict& hosts,
+                                            const std::string& isa) {
+  Codes code_views;
+  for (const auto& [name, levels] : codes)
+    for (const auto& [level, blob] : py::reinterpret_borrow<py::dict>(levels))
+      code_views[name.cast<std::string>()][level_of(level.cast<std::string>())] =
+          view_of(py::reinterpret_borrow<py::bytes>(blob));
+  Hosts host_kernels;
+  for (const auto& [name, address] : hosts) {
+    const auto value = address.cast<uintptr_t>();
+    std::memcpy(&host_kernels[name.cast<std::string>()], &value, sizeof(value));
+  }
+  const BlobView encoded = view_of(program);
+  return std::make_unique<Executable>(read_program(encoded.data, encoded.size),
+                                      tensors_of(constants), code_views, host_kernels, isa);
+}
+
+py::list storages_of(std::vector<TensorRef>&& tensors) {
+  py::list out(tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    auto s = std::make_unique<Storage>();
+    s->tensor = std::move(tensors[i]);
+    out[i] = py::cast(std::move(s));
+  }
+  return out;
+}
+
+py::list run(Executable& exe, const py::sequence& inputs, const py::sequence& donate,
+             const py::object& times) {
+  std::vector<TensorRef> in = tensors_of(inputs);
+  std::vector<uint8_t> donated(in.size());
+  for (const py::handle& i : donate) {
+    const auto k = i.cast<size_t>();
+    if (k >= in.size()) throw py::index_error("a donated input that is not there");
+    donated[k] = 1;
+  }
+  std::vector<int64_t> nanoseconds(times.is_none() ? 0 : exe.program().calls.size());
+  std::vector<TensorRef> out;
+  {
+    // Bound under the interpreter's lock: nobody makes a view between the check and the donation.
+    Executable::Run run(exe, in, donated, out);
+    for (size_t i = 0; i < in.size(); ++i)
+      if (donated[i] && !in[i].block) inputs[i].cast<Storage&>().tensor.block.reset();
+    // The Storage gave up its reference without dropping the block: the output holds the last one.
+    py::gil_scoped_release release;
+    run.execute(nanoseconds.empty() ? nullptr : nanoseconds.data());
+  }
+  if (!times.is_none())
+    for (int64_t n : nanoseconds) py::reinterpret_borrow<py::list>(times).append(n);
+  return storages_of(std::move(out));
+}
+
+// Runs `count` times without Python in between; the seconds that it took.
+double repeat(Executable& exe, const py::sequence& inputs, int count) {
+  std::vector<TensorRef> in = tensors_of(inputs);
+  const std::vector<uint8_t> donated(in.size());
+  std::vector<TensorRef> out;
+  py::gil_scoped_release release;
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < count; ++i) Executable::Run(exe, in, donated, out).execute();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+py::list sites(const Executable& exe) {
+  py::list out;
+  for (const CallRecord& c : exe.program().calls) {
+    py::list locs;
+    for (const LocationRecord& l : c.locs) locs.append(py::make_tuple(l.file, l.line));
+    out.append(py::make_tuple(c.op, py::tuple(locs)));
+  }
+  return out;
+}
+
+py::list isa_levels() {
+  py::list out;
+  for (int i = 0; const char* name = nir_isa_name(i); ++i) out.append(name);
+  return out;
+}
+
+py::list kernel_names(const std::string& isa) {
+  py::list out;
+  const nir_kernel_entry* k = nir_kernel_table(isa.c_str());
+  for (; k && k->name; ++k) out.append(k->name);
+  return out;
+}
+
+}  // namespace
+
+}  // namespace nir
+
+PYBIND11_MODULE(_core, m) {
+  using namespace nir;
+  m.doc() = "The C++ side of nir.runtime.";
+
+  static PyObject* kernel_error = PyErr_NewException("nir.runtime._core.KernelError", nullptr, nullptr);
+  m.attr("KernelError") = py::reinterpret_borrow<py::object>(kernel_error);
+  py::register_exception_translator([](std::exception_ptr p) {
+    try {
+      if (p) std::rethrow_exception(p);
+    } catch (const KernelError& e) {
+      const py::tuple args = py::make_tuple(e.status, e.call, e.detail[0], e.detail[1]);
+      PyErr_SetObject(kernel_error, args.ptr());
+    } catch (const Error& e) {
+      const py::object type = py::module_::import("nir.errors").attr(error_class(e.kind));
+      PyErr_SetObject(type.ptr(), py::str(e.what()).ptr());
+    }
+  });
+
+  bind_storage(m);
+
+  py::class_<Executable>(m, "Executable", "A program bound to code.")
+      .def(py::init(&make_executable), py::arg("program"), py::arg("constants"), py::arg("codes"),
+           py::arg("hosts"), py::arg("isa") = "")
+      .def("run", &run, py::arg("inputs"), py::arg("donate") = py::tuple(),
+           py::arg("times") = py::none())
+      .def("repeat", &repeat, py::arg("inputs"), py::arg("count"))
+      .def("sites", &sites, "(op, ((file, line), ...)) of each call.")
+      .def_property_readonly("isa", &Executable::isa);
+
+  m.def("set_num_threads", [](int n) {
+    py::gil_scoped_release release;
+    ThreadPool::instance().resize(n);
+  });
+  m.def("get_num_threads", [] { return ThreadPool::instance().size(); });
+  m.def("memory_stats", [] {
+    const MemoryStats s = memory_stats();
+    py::dict out;
+    out["live_bytes"] = s.live_bytes;
+    out["cached_bytes"] = s.cached_bytes;
+    out["allocations"] = s.allocations;
+    out["code_bytes"] = mapped_code_bytes();
+    return out;
+  });
+  m.def("trim_memory", &trim_memory);
+  m.def("best_isa", [] { return nir_best_isa(); });
+  m.def("has_isa", [](const std::string& isa) { return nir_has_isa(isa.c_str()) != 0; });
+  m.def("isa_levels", &isa_levels, "The levels built into this library, best first.");
+  m.def("kernel_names", &kernel_names, py::arg("isa"));
+  m.def("check_blob", [](const py::bytes& blob) {
+    const BlobInfo i = check_blob(view_of(blob), "a blob");
+    return py::make_tuple(i.arch, isa_name(i.isa), i.text_size, i.image_size, i.entry);
+  });
+}
