@@ -150,7 +150,7 @@ def resnet9_step() -> Graph:
 
 
 def canonical(graph: Graph) -> Graph:
-    """``graph`` in depth-first order from its outputs: equal for graphs that differ in order only."""
+    """``graph`` in depth-first order from its outputs, where only the order may differ."""
     order: list[Any] = []
     done: set[Any] = set()
     stack = [(graph.producer.get(v), False) for v in reversed(graph.outputs)]

@@ -32,7 +32,7 @@ def test_elementwise_of_uniform_operands_is_uniform_at_any_size() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.0])
 def test_special_values_survive(value: float) -> None:
-    after = fold(graph_of(lambda x: -(-x.full_like(value)), F), CPU)
+    after = fold(graph_of(lambda x: x.full_like(value).neg().neg(), F), CPU)
     (op,) = after.nodes
     assert isinstance(op, Full)
     assert float(op.value).hex() == float(value).hex()

@@ -44,7 +44,7 @@ def test_fixpoint(length: int) -> None:
 
 def test_new_ops_are_visited_and_stand_before_their_readers() -> None:
     def abs_to_neg(ctx: Context, op: Abs) -> Sequence[Expr]:
-        return [-(-ctx.expr(op.x).relu())]
+        return [ctx.expr(op.x).relu().neg().neg()]
 
     g = graph_of(lambda x: (x.abs().exp(), x), F)
     after = rewrite(g, {Abs: (abs_to_neg,), Neg: (double_neg,)})
@@ -72,7 +72,7 @@ def test_uses_wake_rules_that_want_a_sole_reader() -> None:
 
 
 def test_outputs_count_as_uses_and_follow_replacements() -> None:
-    g = graph_of(lambda x: (-(-x), -x), F)
+    g = graph_of(lambda x: (x.neg().neg(), -x), F)
     after = rewrite(g, {Neg: (double_neg,)})
     assert after.outputs[0] is g.inputs[0]
     assert [op.name for op in after.nodes] == ["neg"]
@@ -173,7 +173,7 @@ def test_work_grows_linearly() -> None:
 
 def test_many_readers_of_one_value() -> None:
     def f(x: Expr) -> list[Expr]:
-        y = -(-x)
+        y = x.neg().neg()
         return [y.exp() for _ in range(2000)]
 
     after = rewrite(graph_of(f, F), {Neg: (double_neg,)})
