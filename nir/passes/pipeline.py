@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from nir.ir.compare import compare
 
+from nir import flags
 from nir.errors import VerifyError
+from nir.ir.compare import compare
 from nir.ir.graph import Graph, location_text
+from nir.ir.interp import random_inputs
 from nir.ir.op import Op
 from nir.ir.program import Target
 from nir.ops import Max, Min, Prod, Sum
@@ -171,9 +173,13 @@ def run_pipeline(
 
     ``dump`` receives the graph after each pass that changed it. With ``verify``, inputs for the
     graph, the reference interpreter runs it before and after each pass, and a VerifyError names
-    the first pass that changes a result, with the op, the user's line and the error in ulp.
+    the first pass that changes a result, with the op, the user's line and the error in ulp; once
+    memory is planned it runs in the planned arena. NIR_VERIFY=1 verifies on random inputs where
+    none are given.
     """
     check_order(passes)
+    if verify is None and flags.verify():
+        verify = random_inputs(graph)
     if dump is not None:
         dump.write("traced", graph)
     for p in passes:

@@ -210,14 +210,16 @@ class _Driver:
             raise VerifyError(f"rewrite: {rule.__name__} replaced {op.name} by itself")
 
     def _replace(self, node: _Node, values: Sequence[Value]) -> None:
-        fresh = [_Node(op) for op in self.builder.nodes]
+        fresh, heirs = self._take_over(node.op.results, values)
         consulted = set(self.consulted)
         for n in fresh:
             self._link(n)
         node.before.extend(fresh)
         for old, new in zip(node.op.results, values, strict=True):
-            if old is not new:
-                self._forward(old, new)
+            if heirs.get(new) is old:
+                self._wake(self.readers[old])
+            else:
+                self._forward(old, heirs.get(new, new))
         gone = self._drop(node)
         for n in fresh:
             if n.alive and not any(self.readers[r] or r in self.output_uses for r in n.op.results):
@@ -228,6 +230,27 @@ class _Driver:
             if n.alive and not locs <= n.op.locs:
                 n.op = replace(n.op, locs=n.op.locs | locs)
         self.queue.extendleft(reversed([n for n in fresh if n.alive]))
+
+    def _take_over(
+        self, old: Sequence[Value], new: Sequence[Value]
+    ) -> tuple[list[_Node], dict[Value, Value]]:
+        """Nodes of the emitted ops; those that make the new results make the old values instead.
+
+        So readers need no change, and a result keeps its identity from pass to pass: a comparison
+        of the graphs before and after can say which value went wrong.
+        """
+        made = {v for op in self.builder.nodes for v in op.results}
+        heirs: dict[Value, Value] = {}
+        for a, b in zip(old, new, strict=True):
+            if b in made:
+                heirs.setdefault(b, a)
+        fresh = []
+        for op in self.builder.nodes:
+            op = op.map_operands(lambda v: heirs.get(v, v))
+            if any(v in heirs for v in op.results):
+                op = replace(op, results=tuple(heirs.get(v, v) for v in op.results))
+            fresh.append(_Node(op))
+        return fresh, heirs
 
     def _forward(self, old: Value, new: Value) -> None:
         """Let everything that reads ``old`` read ``new``."""
