@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from nir import flags
-from nir.errors import VerifyError
+from nir.errors import NirError, VerifyError
 from nir.ir.compare import compare
 from nir.ir.graph import Graph, location_text
 from nir.ir.interp import random_inputs
@@ -185,11 +185,11 @@ def run_pipeline(
     for p in passes:
         before, graph = graph, p.run(graph, target)
         _check_signature(p, before, graph)
+        _check_facts(p, graph, target)
         if graph is before:
             continue
         if dump is not None:
             dump.write(p.name, graph)
-        _check_facts(p, graph, target)
         if verify is not None:
             _check_meaning(p, before, graph, verify)
     return graph
@@ -217,6 +217,9 @@ def _check_facts(p: Pass, graph: Graph, target: Target) -> None:
 
 
 def _check_meaning(p: Pass, before: Graph, after: Graph, inputs: Sequence[np.ndarray]) -> None:
-    difference = compare(before, after, inputs)
+    try:
+        difference = compare(before, after, inputs)
+    except NirError as error:
+        raise VerifyError(f"pass {p.name}: {error.message}", error.location) from error
     if difference is not None:
         raise VerifyError(f"pass {p.name} changed a result: {difference}")
