@@ -7,6 +7,7 @@ samples that the table-driven tests run. A missing fact is an error when the cla
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -83,10 +84,8 @@ class Op:
         annotations: dict[str, str] = {}
         for base in reversed(cls.__mro__):
             if issubclass(base, Op) and base is not Op:
-                annotations.update(
-                    (k, v) for k, v in base.__dict__.get("__annotations__", {}).items()
-                    if not str(v).startswith("ClassVar")
-                )  # fmt: skip
+                own = inspect.get_annotations(base).items()
+                annotations.update((k, v) for k, v in own if not str(v).startswith("ClassVar"))
         cls.operand_fields = tuple(
             (n, _OPERAND[a]) for n, a in annotations.items() if a in _OPERAND
         )
@@ -210,6 +209,9 @@ def bind_attribute(value: Any, env: Mapping[str, Dim]) -> Any:
     if isinstance(value, tuple):
         new = tuple(bind_attribute(v, env) for v in value)
         return value if all(a is b for a, b in zip(value, new, strict=True)) else new
+    if isinstance(value, TensorType):
+        shape = bind_attribute(value.shape, env)
+        return value if shape is value.shape else value.with_(shape=shape)
     return value
 
 

@@ -1,4 +1,4 @@
-"""Control: ops that hold closed graphs (their captures are operands), and calls out of the graph."""
+"""Control: ops that hold closed graphs, with captures as operands, and calls out of the graph."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class CustomVjp(Op):
         expected = tuple(given[i] for i in _floats(given))
         if self.bwd.output_types != expected:
             raise ShapeError(
-                f"custom_vjp: bwd gives {self.bwd.output_types}, expected a cotangent for each float "
-                f"operand: {expected}"
+                f"custom_vjp: bwd gives {self.bwd.output_types}, expected a cotangent for each "
+                f"float operand: {expected}"
             )
         return results
 
@@ -126,7 +126,7 @@ class HostCall(Op):
         if len(out) != len(self.types):
             raise TraceError(f"host_call: expected {len(self.types)} results, got {len(out)}")
         for a, t in zip(out, self.types, strict=True):
-            if a.dtype != t.dtype.numpy or a.ndim != t.ndim:
+            if a.dtype != t.dtype.numpy or a.shape != t.shape:
                 raise TraceError(f"host_call: expected a {t}, got {a.dtype}{list(a.shape)}")
         return out
 
@@ -198,7 +198,7 @@ class Scan(Op):
         """
         b = results[0].builder
         n, m, c = len(self.init), len(self.xs), len(self.captures)
-        init, xs, captures = operands[:n], operands[n : n + m], operands[n + m :]
+        xs, captures = operands[n : n + m], operands[n + m :]
         types = self.body.input_types
         carried = _floats(types[:n])
         sliced = _floats(types[n : n + m])
@@ -222,11 +222,11 @@ class Scan(Op):
             )
         )
         found = [Expr(b, v) for v in out]
-        k, l = len(carried), len(captured)
+        k, s = len(carried), len(carried) + len(captured)
         return [
             *_spread_grads(n, carried, found[:k]),
-            *_spread_grads(m, sliced, found[k + l :]),
-            *_spread_grads(c, captured, found[k : k + l]),
+            *_spread_grads(m, sliced, found[s:]),
+            *_spread_grads(c, captured, found[k:s]),
         ]
 
     def _with_saved(self, b: Builder) -> tuple[Value, ...]:
@@ -296,7 +296,8 @@ class Cond(Op):
         _check_region(self, "else_body", self.else_body, given)
         if self.then_body.output_types != self.else_body.output_types:
             raise ShapeError(
-                f"cond: the bodies return {self.then_body.output_types} and {self.else_body.output_types}"
+                f"cond: the bodies return {self.then_body.output_types} and "
+                f"{self.else_body.output_types}"
             )
         return self.then_body.output_types
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nir.errors import DTypeError, NotDifferentiable, ShapeError
-from nir.ir.dim import Dim
+from nir.ir.dim import Dim, exact_div
 from nir.ir.op import Op, Sample, Value
 from nir.ir.types import TensorType
 
@@ -34,7 +34,7 @@ def out_size(n: Dim, k: int, stride: int, pad: Pair, dilation: int) -> Dim:
 def _taps(
     kernel: Pair, size: Pair, stride: Pair, padding: Padding, dilation: Pair
 ) -> list[tuple[int, int, slice, slice, slice, slice]]:
-    """(i, j, output rows, output columns, input rows, input columns) of each tap that meets data."""
+    """(i, j, output rows and columns, input rows and columns) of each tap that meets data."""
     found = []
     h, w = size
     oh, ow = (
@@ -113,6 +113,10 @@ class PackConv2d(Op):
         ]
 
 
+def _divides(groups: int, channels: Dim) -> bool:
+    return exact_div(channels, groups) is not None
+
+
 def _hwio_shape(shape: tuple[Dim, ...], layout: str) -> tuple[Any, Any, Any, Any]:
     if len(shape) != 4 or layout not in _LAYOUTS:
         raise ShapeError(
@@ -143,13 +147,19 @@ def _to_hwio(
 @dataclass(frozen=True, eq=False, slots=True)
 class _Conv(Op):
     def _window(self) -> dict[str, Any]:
-        return {
-            "stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups,
-        }  # type: ignore[attr-defined]  # fmt: skip
+        return {n: getattr(self, n) for n in ("stride", "padding", "dilation", "groups")}
 
     def _check(self, *values: Value) -> None:
         types = [v.type for v in values]
         shown = ", ".join(map(str, types))
+        window = self._window()
+        if min(*window["stride"], *window["dilation"], window["groups"]) < 1:
+            raise ShapeError(
+                f"{self.name}: expected stride, dilation and groups >= 1, got {window['stride']}, "
+                f"{window['dilation']} and {window['groups']}"
+            )
+        if any(p < 0 for pair in window["padding"] for p in pair):
+            raise ShapeError(f"{self.name}: expected padding >= 0, got {window['padding']}")
         if any(t.dtype != types[0].dtype or not t.dtype.is_float for t in types):
             raise DTypeError(f"{self.name}: expected operands of one float dtype, got {shown}")
         if any(t.ndim != 4 for t in types if t.layout == ""):
@@ -168,7 +178,9 @@ class _Conv(Op):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Conv2d(_Conv):
-    """Cross-correlation: y[n, p, q, o] = sum over i, j, c of x[n, p*s+i*d-pad, q*s+j*d-pad, c] w[i, j, c, o].
+    """Cross-correlation of an image with a weight, as in PyTorch.
+
+        y[n, p, q, o] = sum over i, j, c of x[n, p*s + i*d - pad, q*s + j*d - pad, c] w[i, j, c, o]
 
     x: (N, H, W, ci); w: (kh, kw, ci / groups, co); y: (N, OH, OW, co). Padding is
     ((top, bottom), (left, right)) zeros. Group g reads input channels g*ci/groups and on.
@@ -190,11 +202,14 @@ class Conv2d(_Conv):
         kh, kw, ci, co = self._weight(self.w, False)
         if x.shape[3] != ci * self.groups:
             raise ShapeError(
-                f"conv2d: x has {x.shape[3]} channels (x: {x}), the weight expects {ci * self.groups} "
-                f"(w: {self.w.type}, groups {self.groups})"
+                f"conv2d: x has {x.shape[3]} channels (x: {x}), the weight expects "
+                f"{ci * self.groups} (w: {self.w.type}, groups {self.groups})"
             )
-        if co % self.groups:
-            raise ShapeError(f"conv2d: {co} output channels do not divide by groups {self.groups}")
+        if not _divides(self.groups, co):
+            raise ShapeError(
+                f"conv2d: {co} output channels do not divide by groups {self.groups} "
+                f"(w: {self.w.type})"
+            )
         oh, ow = (
             out_size(n, k, s, p, d)
             for n, k, s, p, d in zip(
@@ -203,8 +218,8 @@ class Conv2d(_Conv):
         )
         if any(isinstance(o, int) and o < 1 for o in (oh, ow)):
             raise ShapeError(
-                f"conv2d: kernel ({kh}, {kw}) with dilation {self.dilation} exceeds the padded image "
-                f"(x: {x}, padding {self.padding})"
+                f"conv2d: kernel ({kh}, {kw}) with dilation {self.dilation} exceeds the padded "
+                f"image (x: {x}, padding {self.padding})"
             )
         return (x.with_(shape=(x.shape[0], oh, ow, co)),)
 
@@ -297,8 +312,8 @@ class Conv2dInputGrad(_Conv):
         )
         if tuple(dy.shape[1:]) != (*sizes, co):
             raise ShapeError(
-                f"conv2d_input_grad: expected dy [{dy.shape[0]},{sizes[0]},{sizes[1]},{co}], got {dy} "
-                f"(w: {self.w.type}, input_size {self.input_size})"
+                f"conv2d_input_grad: expected dy [{dy.shape[0]},{sizes[0]},{sizes[1]},{co}], "
+                f"got {dy} (w: {self.w.type}, input_size {self.input_size})"
             )
         return (dy.with_(shape=(dy.shape[0], *self.input_size, ci * self.groups)),)
 
@@ -336,7 +351,9 @@ class Conv2dInputGrad(_Conv):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Conv2dWeightGrad(_Conv):
-    """The cotangent of conv2d's w, given that of its y: dw[i, j, c, o] = sum of x at the tap times dy.
+    """The cotangent of conv2d's w, given that of its y.
+
+    dw[i, j, c, o] is the sum over images and positions of x at that tap times dy.
 
     x: (N, H, W, ci), dy: (N, OH, OW, co) -> (kh, kw, ci / groups, co), or OIHW.
     """
@@ -367,7 +384,13 @@ class Conv2dWeightGrad(_Conv):
         )
         if tuple(dy.shape[:3]) != (x.shape[0], *sizes):
             raise ShapeError(
-                f"conv2d_weight_grad: expected dy [{x.shape[0]},{sizes[0]},{sizes[1]},..], got {dy} (x: {x})"
+                f"conv2d_weight_grad: expected dy [{x.shape[0]},{sizes[0]},{sizes[1]},..], "
+                f"got {dy} (x: {x})"
+            )
+        if any(not _divides(self.groups, t.shape[3]) for t in (x, dy)):
+            raise ShapeError(
+                f"conv2d_weight_grad: channels do not divide by groups {self.groups} "
+                f"(x: {x}, dy: {dy})"
             )
         (kh, kw), ci, co = self.kernel_size, x.shape[3] // self.groups, dy.shape[3]
         shape = (co, ci, kh, kw) if self.weight_layout == "OIHW" else (kh, kw, ci, co)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nir.errors import DTypeError, ShapeError
+from nir.errors import DeviceError, DTypeError, ShapeError
 from nir.ir.op import Op, Sample, Value
 from nir.ir.types import DTYPES, DType, TensorType, bool_, f64
 
@@ -32,7 +32,7 @@ def _same(op: Op, operands: Sequence[Value]) -> TensorType:
             shown = ", ".join(str(o.type) for o in operands)
             raise DTypeError(f"{op.name}: expected operands of one dtype, got {shown}")
         if v.type.device != first.device:
-            raise DTypeError(f"{op.name}: operands on {first.device} and {v.type.device}")
+            raise DeviceError(f"{op.name}: operands on {first.device} and {v.type.device}")
     return first
 
 
@@ -506,7 +506,7 @@ class Mod(_Binary):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Pow(_Binary):
-    """lhs ** rhs, of floats: IEEE's pow, so x**0 and 1**y are 1; nan for a negative to a fraction."""
+    """lhs ** rhs, of floats: IEEE's pow. x**0 and 1**y are 1; a negative to a fraction is nan."""
 
     accepts = _FLOAT
     compute = staticmethod(np.power)

@@ -26,7 +26,7 @@ class ReducePartial(Op):
 
     x: [d0, .., dk-1, *rest] with k = leading -> [ceil(R / chunk), *rest]; row c of the result is
     the reduction of rows c*chunk .. min(R, (c+1)*chunk). The chunks depend on the shape alone, so
-    threads that share them give the same bits as one. Empty chunks do not occur; R == 0 gives no rows.
+    threads that share them give the same bits as one. No chunk is empty; R == 0 gives no rows.
     """
 
     x: Value

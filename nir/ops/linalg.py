@@ -104,8 +104,8 @@ class Matmul(Op):
 class Pack(Op):
     """w in layout "panel16": the same matrix, stored in panels of 16 columns for `Matmul`.
 
-    (..., K, N), or (..., N, K) with ``transpose``. A weight of a convolution (kh, kw, ci, co) counts
-    as the matrix (kh*kw*ci, co) and keeps its shape. In the reference the layout has no effect.
+    w is (..., K, N), or (..., N, K) with ``transpose``; the result's logical shape is (..., K, N).
+    In the reference the layout has no effect.
     """
 
     w: Value

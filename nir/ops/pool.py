@@ -63,7 +63,7 @@ def _lowest(x: np.ndarray) -> Any:
 
 
 def _winners(op: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(values, position in the window): the first nan, else the first of the largest in the image."""
+    """(values, position in the window) of the first nan, else of the first largest element."""
     windows = _windows(op, x, _lowest(x))
     inside = _windows(op, np.ones(x.shape, np.bool_), False)
     # Padding never wins, not even over the lowest value.
@@ -194,7 +194,7 @@ class MaxPool2dSelect(_MaxPool):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class AvgPool2d(_MaxPool):
-    """The mean of each window of an NHWC image; padding counts as zeros if ``count_include_pad``."""
+    """The mean of each window of an NHWC image; ``count_include_pad`` counts padding as zeros."""
 
     x: Value
     kernel: Pair

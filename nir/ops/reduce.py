@@ -235,7 +235,7 @@ class _Arg(Op):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ArgMax(_Arg):
-    """Index (i64) of the largest along ``axis``: the first on ties, the first nan if there is one."""
+    """Index (i64) of the largest along ``axis``: the first on ties, the first nan if any."""
 
     def ref(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         return (np.asarray(np.argmax(x, self.axis)).astype(np.int64),)
@@ -243,7 +243,7 @@ class ArgMax(_Arg):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ArgMin(_Arg):
-    """Index (i64) of the smallest along ``axis``: the first on ties, the first nan if there is one."""
+    """Index (i64) of the smallest along ``axis``: the first on ties, the first nan if any."""
 
     def ref(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         return (np.asarray(np.argmin(x, self.axis)).astype(np.int64),)

@@ -11,7 +11,7 @@ import numpy as np
 from nir.errors import DTypeError, ShapeError
 from nir.ir.op import Op, Sample, Value
 from nir.ir.types import TensorType, bool_
-from nir.ops.elementwise import _BITS, _Binary, _INTEGER
+from nir.ops.elementwise import _BITS, _INTEGER, _Binary
 
 Grad = Sequence[Any]
 

@@ -31,7 +31,8 @@ class Reshape(Op):
     kind = "movement"
 
     def infer(self) -> tuple[TensorType, ...]:
-        if prod(self.shape) != self.x.type.size:
+        negative = any(isinstance(d, int) and d < 0 for d in self.shape)
+        if prod(self.shape) != self.x.type.size or negative:
             raise ShapeError(
                 f"reshape: {_shown(self.shape)} has {prod(self.shape)} elements, "
                 f"expected {self.x.type.size} (x: {self.x.type})"
@@ -66,7 +67,8 @@ class Transpose(Op):
         shape = self.x.type.shape
         if sorted(self.perm) != list(range(len(shape))):
             raise ShapeError(
-                f"transpose: expected a permutation of {len(shape)} axes, got {self.perm} (x: {self.x.type})"
+                f"transpose: expected a permutation of {len(shape)} axes, got {self.perm} "
+                f"(x: {self.x.type})"
             )
         return (self.x.type.with_(shape=tuple(shape[a] for a in self.perm)),)
 
@@ -106,6 +108,8 @@ class Broadcast(Op):
                 f"broadcast: expected {t.ndim} ascending axes below {len(self.shape)}, "
                 f"got {self.axes} (x: {t})"
             )
+        if any(isinstance(d, int) and d < 0 for d in self.shape):
+            raise ShapeError(f"broadcast: expected sizes >= 0, got {_shown(self.shape)}")
         for i, a in enumerate(self.axes):
             if t.shape[i] != self.shape[a]:
                 raise ShapeError(
@@ -138,7 +142,7 @@ class Broadcast(Op):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Slice(Op):
-    """x[starts[i] : : steps[i]] along each axis, ``sizes[i]`` elements of it; steps are positive."""
+    """``sizes[i]`` elements of x[starts[i] :: steps[i]] along each axis; steps are positive."""
 
     x: Value
     starts: Shape
@@ -158,7 +162,8 @@ class Slice(Op):
             known = all(isinstance(d, int) for d in (start, size, n))
             if known and (start < 0 or size < 0 or (size and start + (size - 1) * step >= n)):  # type: ignore[operator]
                 raise ShapeError(
-                    f"slice: {size} elements from {start} by {step} leave axis {a} of size {n} (x: {t})"
+                    f"slice: {size} elements from {start} by {step} leave axis {a} of size {n} "
+                    f"(x: {t})"
                 )
         return (t.with_(shape=self.sizes),)
 

@@ -26,6 +26,8 @@ class Full(Op):
     kind = "source"
 
     def infer(self) -> tuple[TensorType, ...]:
+        if any(isinstance(d, int) and d < 0 for d in self.shape):
+            raise ShapeError(f"full: expected sizes >= 0, got {self.shape}")
         return (TensorType(self.dtype, self.shape),)
 
     def ref(self) -> tuple[np.ndarray, ...]:
