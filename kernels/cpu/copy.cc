@@ -28,6 +28,36 @@ namespace {
 constexpr int kMaxAxes = 8;
 constexpr int64_t kTile = 16;
 
+// dst[a * da + b] = src[a + b * sb] for a, b < kTile. Each line of either side is touched once, by
+// way of a small buffer: lines a power of two apart would push each other out of the cache.
+template <class T>
+NIR_INLINE void transpose_tile(T *dst, const T *src, int64_t da, int64_t sb) {
+  T block[kTile][kTile];
+  for (int b = 0; b < kTile; ++b) memcpy(block[b], src + b * sb, sizeof(block[b]));
+  if constexpr (sizeof(T) == 4) {
+    typedef T Four __attribute__((vector_size(16)));
+    typedef T FourAt __attribute__((vector_size(16), aligned(1), may_alias));
+    // Four by four at a time: pairs, then pairs of pairs.
+    for (int a = 0; a < kTile; a += 4)
+      for (int b = 0; b < kTile; b += 4) {
+        Four r[4];
+        for (int i = 0; i < 4; ++i) r[i] = *reinterpret_cast<const FourAt *>(&block[b + i][a]);
+        const Four p = __builtin_shuffle(r[0], r[1], Four{0, 4, 1, 5});
+        const Four q = __builtin_shuffle(r[2], r[3], Four{0, 4, 1, 5});
+        const Four u = __builtin_shuffle(r[0], r[1], Four{2, 6, 3, 7});
+        const Four v = __builtin_shuffle(r[2], r[3], Four{2, 6, 3, 7});
+        T *out = dst + a * da + b;
+        *reinterpret_cast<FourAt *>(out) = __builtin_shuffle(p, q, Four{0, 1, 4, 5});
+        *reinterpret_cast<FourAt *>(out + da) = __builtin_shuffle(p, q, Four{2, 3, 6, 7});
+        *reinterpret_cast<FourAt *>(out + 2 * da) = __builtin_shuffle(u, v, Four{0, 1, 4, 5});
+        *reinterpret_cast<FourAt *>(out + 3 * da) = __builtin_shuffle(u, v, Four{2, 3, 6, 7});
+      }
+  } else {
+    for (int a = 0; a < kTile; ++a)
+      for (int b = 0; b < kTile; ++b) dst[a * da + b] = block[b][a];
+  }
+}
+
 // dst[a * da + b * db] = src[a * sa + b * sb] for a < A, b < B.
 template <class T>
 void plane(T *dst, const T *src, int64_t A, int64_t B, int64_t sa, int64_t da, int64_t sb,
@@ -35,17 +65,18 @@ void plane(T *dst, const T *src, int64_t A, int64_t B, int64_t sa, int64_t da, i
   if (sb == 1 && db == 1) {
     for (int64_t a = 0; a < A; ++a)
       memcpy(dst + a * da, src + a * sa, static_cast<size_t>(B) * sizeof(T));
-  } else if (A > 1 && (sa == 1) != (sb == 1)) {
-    // One side walks memory along a, the other along b: a tile reads and writes whole cache lines.
-    for (int64_t a0 = 0; a0 < A; a0 += kTile)
-      for (int64_t b0 = 0; b0 < B; b0 += kTile)
-        for (int64_t a = a0; a < min64(A, a0 + kTile); ++a)
-          for (int64_t b = b0; b < min64(B, b0 + kTile); ++b)
-            dst[a * da + b * db] = src[a * sa + b * sb];
-  } else {
-    for (int64_t a = 0; a < A; ++a)
-      for (int64_t b = 0; b < B; ++b) dst[a * da + b * db] = src[a * sa + b * sb];
+    return;
   }
+  const bool turns = sa == 1 && db == 1;
+  for (int64_t a0 = 0; a0 < A; a0 += kTile)
+    for (int64_t b0 = 0; b0 < B; b0 += kTile) {
+      const int64_t a1 = min64(A, a0 + kTile), b1 = min64(B, b0 + kTile);
+      if (turns && a1 - a0 == kTile && b1 - b0 == kTile)
+        transpose_tile(dst + a0 * da + b0, src + a0 + b0 * sb, da, sb);
+      else
+        for (int64_t a = a0; a < a1; ++a)
+          for (int64_t b = b0; b < b1; ++b) dst[a * da + b * db] = src[a * sa + b * sb];
+    }
 }
 
 template <class T>

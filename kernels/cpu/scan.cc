@@ -16,14 +16,26 @@ template <class T>
 int32_t cumsum(nir_ctx *ctx, void *const *ptrs, const int64_t *d, int64_t r0, int64_t r1,
                int64_t c0, int64_t c1) {
   const int64_t n = d[1], inner = d[2];
+  const T *x = at<const T>(ptrs, 0);
+  T *y = at<T>(ptrs, 1);
+  if (inner == 1 && c0 < c1) {
+    // The chains of eight rows hide each other's latency.
+    constexpr int64_t kRows = 8;
+    for (int64_t r = r0; r < r1; r += kRows) {
+      const int64_t rows = min64(kRows, r1 - r);
+      T sum[kRows] = {};
+      for (int64_t k = 0; k < n; ++k)
+        for (int64_t i = 0; i < rows; ++i) y[(r + i) * n + k] = sum[i] += x[(r + i) * n + k];
+    }
+    return finish(ctx, r0, r1, c0, c1);
+  }
   for (int64_t r = r0; r < r1; ++r)
     for (int64_t c = c0; c < c1; c += kChunk) {
       const int m = static_cast<int>(min64(kChunk, c1 - c));
       T sum[kChunk] = {};
       for (int64_t k = 0; k < n; ++k) {
-        const T *x = at<const T>(ptrs, 0) + (r * n + k) * inner + c;
-        T *y = at<T>(ptrs, 1) + (r * n + k) * inner + c;
-        for (int i = 0; i < m; ++i) y[i] = sum[i] += x[i];
+        const int64_t row = (r * n + k) * inner + c;
+        for (int i = 0; i < m; ++i) y[row + i] = sum[i] += x[row + i];
       }
     }
   return finish(ctx, r0, r1, c0, c1);
@@ -34,36 +46,29 @@ NIR_INLINE bool beats(T v, T best) {
   return (kMax ? v > best : v < best) | ((v != v) & (best == best));
 }
 
-// One row, n >= 1: each lane keeps the extreme of every sixteenth element, then lanes are compared,
-// an equal value counting only from an earlier position.
+// One row, n >= 1. The extreme first, in lanes and without positions, then where it first occurs:
+// both loops are plain vector code, and the second stops early.
 template <class T, bool kMax>
 int64_t arg_row(const T *x, int64_t n) {
-  constexpr int L = 16;
-  if (n < 2 * L) {
-    int64_t best = 0;
-    for (int64_t k = 1; k < n; ++k)
-      if (beats<T, kMax>(x[k], x[best])) best = k;
-    return best;
+  constexpr int L = 64;
+  T value[L], best = x[0];
+  int64_t k = 0;
+  if (n >= L) {
+    for (int i = 0; i < L; ++i) value[i] = x[i];
+    for (k = L; k + L <= n; k += L)
+      for (int i = 0; i < L; ++i)
+        value[i] = beats<T, kMax>(x[k + i], value[i]) ? x[k + i] : value[i];
+    for (int i = 0; i < L; ++i) best = beats<T, kMax>(value[i], best) ? value[i] : best;
   }
-  T value[L];
-  int64_t at[L];
-  for (int i = 0; i < L; ++i) value[i] = x[i], at[i] = i;
-  int64_t k = L;
-  for (; k + L <= n; k += L)
-    for (int i = 0; i < L; ++i) {
-      const bool wins = beats<T, kMax>(x[k + i], value[i]);
-      value[i] = wins ? x[k + i] : value[i];
-      at[i] = wins ? k + i : at[i];
-    }
-  T best = value[0];
-  int64_t where = at[0];
-  for (int i = 1; i < L; ++i) {
-    const bool equal = (value[i] == best) | ((value[i] != value[i]) & (best != best));
-    if (beats<T, kMax>(value[i], best) || (equal && at[i] < where)) best = value[i], where = at[i];
+  for (; k < n; ++k) best = beats<T, kMax>(x[k], best) ? x[k] : best;
+  const auto equals = [best](T v) { return (v == best) | ((v != v) & (best != best)); };
+  for (k = 0; k + L <= n; k += L) {
+    int found = 0;
+    for (int i = 0; i < L; ++i) found |= equals(x[k + i]);
+    if (found) break;
   }
-  for (; k < n; ++k)
-    if (beats<T, kMax>(x[k], best)) best = x[k], where = k;
-  return where;
+  while (!equals(x[k])) ++k;
+  return k;
 }
 
 template <class T, bool kMax>
