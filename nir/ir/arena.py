@@ -16,7 +16,7 @@ import numpy as np
 from nir.errors import VerifyError
 from nir.ir.bind import concrete
 from nir.ir.dim import value
-from nir.ir.graph import Graph, location_text
+from nir.ir.graph import Graph, Placement, location_text
 from nir.ir.op import Op, Value
 
 _BLOCK = 64
@@ -68,18 +68,16 @@ class Arena:
             else self._allocate(self._nbytes(v))
             for k, v in enumerate(graph.outputs)
         ]  # fmt: skip
-        values = list(graph.number)
         for op in graph.nodes:
             for v in op.results:
-                place = graph.plan.placements.get(graph.number[v])
-                match place.kind if place else None:
-                    case "arena":
-                        self._place(v, arena, align(value(place.offset, sizes)))
-                    case "output":
-                        self._place(v, outputs[place.of], value(place.offset, sizes))
-                    case "alias":
-                        base = self._places[values[place.of]]
-                        self._place(v, base, base.start + value(place.offset, sizes))
+                match graph.plan.placements.get(graph.number[v]):
+                    case Placement("arena", offset):
+                        self._place(v, arena, align(value(offset, sizes)))
+                    case Placement("output", offset, of):
+                        self._place(v, outputs[of], value(offset, sizes))
+                    case Placement(_, offset, of):
+                        base = self._places[graph.values[of]]
+                        self._place(v, base, base.start + value(offset, sizes))
                     case None:  # a constant has its own storage
                         self._place(v, self._allocate(self._nbytes(v)), 0)
 
@@ -126,7 +124,7 @@ class Arena:
         blocks = self._places[v].blocks()
         lost = blocks[blocks != self._content[v]]
         if lost.size:
-            by = list(self._graph.number)[int(lost[0])]
+            by = self._graph.values[int(lost[0])]
             raise VerifyError(
                 f"{self._name(v)} is overwritten by {self._name(by)} before {reader} reads it",
                 line or None,

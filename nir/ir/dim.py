@@ -63,7 +63,7 @@ class Poly:
         return floordiv(other, self)
 
     def __str__(self) -> str:
-        parts = []
+        parts: list[str] = []
         for monomial, coefficient in self.terms:
             factors = [f"{atom}" if power == 1 else f"{atom}^{power}" for atom, power in monomial]
             if not factors or abs(coefficient) != 1:

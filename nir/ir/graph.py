@@ -112,13 +112,26 @@ class Graph:
     @cached_property
     def number(self) -> dict[Value, int]:
         """Canonical numbers: inputs, then results in order. Equal graphs number equally."""
-        values = [*self.inputs, *(v for op in self.nodes for v in op.results)]
-        return {v: i for i, v in enumerate(values)}
+        return {v: i for i, v in enumerate(self.values)}
+
+    @cached_property
+    def values(self) -> tuple[Value, ...]:
+        """All values by their canonical numbers."""
+        return (*self.inputs, *(v for op in self.nodes for v in op.results))
 
     @cached_property
     def names(self) -> dict[Value, str]:
-        """Printed names: inputs by name, results counted from 0 (a taken name gets a prime)."""
-        table = dict(zip(self.inputs, self.input_names, strict=True))
+        """Printed names, all different: inputs by name, results counted from 0.
+
+        An input whose name is taken, or is a number, gets a prime.
+        """
+        table: dict[Value, str] = {}
+        taken: set[str] = set()
+        for v, name in zip(self.inputs, self.input_names, strict=True):
+            while name in taken or name.isdecimal():
+                name += "'"
+            taken.add(name)
+            table[v] = name
         count = 0
         for op in self.nodes:
             for v in op.results:

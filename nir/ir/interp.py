@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from functools import partial
 
 import numpy as np
 
@@ -81,8 +82,13 @@ def _run_in_arena(
         results = _evaluate(op, operands, sizes)
         if trace is not None:
             trace(op, operands, results)
-        memory.write(op, results, lambda op=op: _evaluate(op, memory.read_torn(op), sizes))
+        again = partial(_evaluate_torn, op, memory, sizes)
+        memory.write(op, results, again)
     return memory.outputs()
+
+
+def _evaluate_torn(op: Op, memory: Arena, sizes: Mapping[str, int]) -> Sequence[np.ndarray]:
+    return _evaluate(op, memory.read_torn(op), sizes)
 
 
 def _evaluate(
@@ -90,12 +96,11 @@ def _evaluate(
 ) -> Sequence[np.ndarray]:
     """The results of ``op``, which must be what its type rule says."""
     try:
-        results = op.bind(sizes).ref(*operands)
+        results = [np.asarray(r) for r in op.bind(sizes).ref(*operands)]
     except NirError as error:
         if error.location is None:
             error.location = location_text(op.locs) or None
         raise
-    results = [np.asarray(r) for r in results]
     expected = [(v.type.dtype.numpy, concrete(v.type, sizes)) for v in op.results]
     got = [(r.dtype, r.shape) for r in results]
     if got != expected:
@@ -122,9 +127,10 @@ def random_inputs(
     arrays = []
     for t in graph.input_types:
         shape = concrete(t, env)
+        drawn: np.ndarray
         match t.dtype.kind:
             case "bool":
-                drawn = rng.random(shape) < 0.5
+                drawn = np.asarray(rng.random(shape) < 0.5)
             case "float":
                 drawn = rng.standard_normal(shape)
             case _:

@@ -98,7 +98,8 @@ class Op:
         """The types of the results. Raises ShapeError or DTypeError on operands that do not fit."""
         raise NotImplementedError
 
-    def ref(self, *operands: np.ndarray) -> tuple[np.ndarray, ...]:
+    # Any, for mypy: an op names its operands, and this signature lets it.
+    def ref(self, *operands: Any, **_: Any) -> tuple[np.ndarray, ...]:
         """The results in numpy, for concrete attributes: the meaning of the op."""
         raise NotImplementedError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -49,7 +49,7 @@ u8 = DType("u8", "uint", 1, np.dtype(np.uint8))
 bool_ = DType("bool", "bool", 1, np.dtype(np.bool_))
 
 DTYPES: dict[str, DType] = {d.name: d for d in (f64, f32, f16, bf16, i64, i32, i16, i8, u8, bool_)}
-_ALIASES = {
+_ALIASES: dict[Any, DType] = {
     **DTYPES,
     **{d.numpy: d for d in DTYPES.values()},
     "float64": f64, "float32": f32, "float16": f16, "bfloat16": bf16,
@@ -62,8 +62,9 @@ def dtype(spec: object) -> DType:
     """The DType that ``spec`` names: a DType, "f32", "float32", np.float32, float."""
     if isinstance(spec, DType):
         return spec
+    key: Any = spec
     try:
-        return _ALIASES[spec] if spec in _ALIASES else _ALIASES[np.dtype(spec)]  # type: ignore[index]
+        return _ALIASES[key] if key in _ALIASES else _ALIASES[np.dtype(key)]
     except (KeyError, TypeError):
         raise TypeError(f"no nir dtype for {spec!r}; there are {', '.join(DTYPES)}") from None
 
