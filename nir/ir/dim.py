@@ -230,6 +230,11 @@ def value(d: Dim, env: Mapping[str, int]) -> int:
     return out
 
 
+def numbers(shape: Shape) -> tuple[int, ...]:
+    """A shape without symbols, as numbers; KeyError names a symbol."""
+    return tuple(value(d, {}) for d in shape)
+
+
 def dominates(a: Dim, b: Dim) -> bool:
     """True if a >= b for every assignment of non-negative sizes, by comparing coefficients."""
     difference = a - b

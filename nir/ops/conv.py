@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nir.errors import DTypeError, NotDifferentiable, ShapeError
-from nir.ir.dim import Dim, exact_div
+from nir.ir.dim import Dim, exact_div, numbers
 from nir.ir.op import Op, Sample, Value
 from nir.ir.types import TensorType
 
@@ -37,10 +37,7 @@ def _taps(
     """(i, j, output rows and columns, input rows and columns) of each tap that meets data."""
     found = []
     h, w = size
-    oh, ow = (
-        out_size(n, k, s, p, d)
-        for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True)
-    )  # type: ignore[misc]
+    oh, ow = numbers(tuple(map(out_size, size, kernel, stride, padding, dilation)))
 
     def span(n: int, o: int, k: int, s: int, p: int, d: int) -> tuple[slice, slice] | None:
         # Input position of output q at tap k: q * s + k * d - p.
@@ -125,7 +122,7 @@ def _hwio_shape(shape: tuple[Dim, ...], layout: str) -> tuple[Any, Any, Any, Any
     if layout == "OIHW":
         o, i, h, w = shape
         return h, w, i, o
-    return shape  # type: ignore[return-value]
+    return shape
 
 
 def _to_hwio(
@@ -227,11 +224,8 @@ class Conv2d(_Conv):
         w = _to_hwio(w, self.weight_layout, self.kernel_size, self.groups, False)
         kh, kw, ci, co = w.shape
         n, h, wd, _ = x.shape
-        oh, ow = (
-            out_size(m, k, s, p, d)
-            for m, k, s, p, d in zip(
-                (h, wd), (kh, kw), self.stride, self.padding, self.dilation, strict=True
-            )
+        oh, ow = numbers(
+            tuple(map(out_size, (h, wd), (kh, kw), self.stride, self.padding, self.dilation))
         )
         g = self.groups
         out = np.zeros((n, oh, ow, g, co // g), _wide(x).dtype)

@@ -101,7 +101,8 @@ class ScatterAdd(Op):
         out = x.copy()
         index = _wrapped("scatter_add", indices, x.shape[self.axis])
         with np.errstate(all="ignore"):
-            np.add.at(out, (*(slice(None),) * self.axis, index), updates)
+            where: Any = (*(slice(None),) * self.axis, index)
+            np.add.at(out, where, updates)
         return (out,)
 
     def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
@@ -186,7 +187,7 @@ class ScatterAddAlong(Op):
         self, x: np.ndarray, indices: np.ndarray, updates: np.ndarray
     ) -> tuple[np.ndarray, ...]:
         out = x.copy()
-        index = list(np.indices(indices.shape, sparse=True))
+        index: list[Any] = list(np.indices(indices.shape, sparse=True))
         index[self.axis] = _wrapped("scatter_add_along", indices, x.shape[self.axis])
         with np.errstate(all="ignore"):
             np.add.at(out, tuple(index), updates)

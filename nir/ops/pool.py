@@ -76,7 +76,8 @@ def _winners(op: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _scatter(op: Any, at: np.ndarray, dy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     out = np.zeros(shape, dy.dtype)
-    n, oh, ow, c = np.indices(at.shape)
+    grid: Any = np.indices(at.shape)
+    n, oh, ow, c = grid
     h = oh * op.stride[0] - op.padding[0][0] + at // op.kernel[1]
     w = ow * op.stride[1] - op.padding[1][0] + at % op.kernel[1]
     ok = at >= 0
@@ -228,7 +229,7 @@ class AvgPool2d(_MaxPool):
         ]
 
 
-def _counts(op: Any, shape: Sequence[int]) -> np.ndarray | float:
+def _counts(op: Any, shape: Sequence[int]) -> Any:
     if op.count_include_pad:
         return float(op.kernel[0] * op.kernel[1])
     return _windows(op, np.ones((1, *shape[1:3], 1)), 0.0).sum(-1)

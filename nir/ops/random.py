@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nir.errors import DTypeError
-from nir.ir.dim import Shape, ceildiv, prod
+from nir.ir.dim import Shape, ceildiv, numbers, prod
 from nir.ir.op import Op, Sample, Value
 from nir.ir.types import DType, TensorType, bool_, f32, f64, i32, i64
 
@@ -70,9 +70,10 @@ class RandomBits(_Random):
         return (TensorType(i32, self.shape),)
 
     def ref(self, key: np.ndarray, counter: np.ndarray) -> tuple[np.ndarray, ...]:
-        n = math.prod(self.shape)  # type: ignore[arg-type]
+        shape = numbers(self.shape)
+        n = math.prod(shape)
         words = philox(int(key), int(counter), -(-n // 4)).reshape(-1)[:n]
-        return (words.view(np.int32).reshape(self.shape),)
+        return (words.view(np.int32).reshape(shape),)
 
     @classmethod
     def samples(cls) -> Sequence[Sample]:

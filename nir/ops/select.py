@@ -133,7 +133,8 @@ class ShiftLeft(_Shift):
     @staticmethod
     def compute(x: np.ndarray, n: np.ndarray) -> np.ndarray:
         ok = (n >= 0) & (n < _bits(x))
-        return np.where(ok, np.left_shift(x, np.where(ok, n, n.dtype.type(0))), x.dtype.type(0))
+        shifted = np.left_shift(x, np.where(ok, n, n.dtype.type(0)))
+        return np.asarray(np.where(ok, shifted, x.dtype.type(0)))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -143,7 +144,7 @@ class ShiftRight(_Shift):
     @staticmethod
     def compute(x: np.ndarray, n: np.ndarray) -> np.ndarray:
         ok = (n >= 0) & (n < _bits(x))
-        return np.right_shift(x, np.where(ok, n, n.dtype.type(_bits(x) - 1)))
+        return np.asarray(np.right_shift(x, np.where(ok, n, n.dtype.type(_bits(x) - 1))))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -155,4 +156,5 @@ class ShiftRightLogical(_Shift):
         ok = (n >= 0) & (n < _bits(x))
         unsigned = x.view(f"u{x.dtype.itemsize}")
         shift = np.where(ok, n, n.dtype.type(0)).astype(unsigned.dtype)
-        return np.where(ok, np.right_shift(unsigned, shift).view(x.dtype), x.dtype.type(0))
+        shifted = np.right_shift(unsigned, shift).view(x.dtype)
+        return np.asarray(np.where(ok, shifted, x.dtype.type(0)))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nir.errors import DTypeError, ShapeError
-from nir.ir.dim import Shape, prod
+from nir.ir.dim import Shape, numbers, prod
 from nir.ir.op import Op, Sample, Value
 from nir.ir.types import TensorType
 
@@ -40,7 +40,7 @@ class Reshape(Op):
         return (self.x.type.with_(shape=self.shape),)
 
     def ref(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
-        return (x.reshape(self.shape),)
+        return (x.reshape(numbers(self.shape)),)
 
     def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
         return (cotangents[0].reshape(operands[0].shape),)
@@ -119,12 +119,12 @@ class Broadcast(Op):
         return (t.with_(shape=self.shape),)
 
     def ref(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
-        shape = [1] * len(self.shape)
+        with_ones = [1] * len(self.shape)
         for i, a in enumerate(self.axes):
-            shape[a] = x.shape[i]
-        return (
-            np.ascontiguousarray(np.broadcast_to(x.reshape(shape), self.shape)).reshape(self.shape),
-        )
+            with_ones[a] = x.shape[i]
+        shape = numbers(self.shape)
+        # ascontiguousarray alone would make a vector of a scalar.
+        return (np.ascontiguousarray(np.broadcast_to(x.reshape(with_ones), shape)).reshape(shape),)
 
     def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
         new = tuple(a for a in range(len(self.shape)) if a not in self.axes)
@@ -168,11 +168,12 @@ class Slice(Op):
         return (t.with_(shape=self.sizes),)
 
     def ref(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
+        starts, sizes = numbers(self.starts), numbers(self.sizes)
         index = tuple(
-            slice(start, start + (size - 1) * step + 1 if size else start, step)  # type: ignore[operator]
-            for start, size, step in zip(self.starts, self.sizes, self.steps, strict=True)
+            slice(start, start + (size - 1) * step + 1 if size else start, step)
+            for start, size, step in zip(starts, sizes, self.steps, strict=True)
         )
-        return (np.ascontiguousarray(x[index]).reshape(self.sizes),)
+        return (np.ascontiguousarray(x[index]).reshape(sizes),)
 
     def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
         # Put the steps back between the elements, then the ends around them.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nir.errors import ShapeError
-from nir.ir.dim import Dim, Shape
+from nir.ir.dim import Dim, Shape, numbers
 from nir.ir.op import Op, Sample
 from nir.ir.types import DType, TensorType, dtype, f32, i32, i64
 
@@ -32,7 +32,7 @@ class Full(Op):
 
     def ref(self) -> tuple[np.ndarray, ...]:
         with np.errstate(all="ignore"):
-            return (np.full(self.shape, np.asarray(self.value).astype(self.dtype.numpy)),)
+            return (np.full(numbers(self.shape), np.asarray(self.value).astype(self.dtype.numpy)),)
 
     def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
         return ()
@@ -63,8 +63,8 @@ class Iota(Op):
     def ref(self) -> tuple[np.ndarray, ...]:
         shape = [1] * len(self.shape)
         shape[self.axis] = -1
-        count = np.arange(self.shape[self.axis]).astype(self.dtype.numpy).reshape(shape)
-        return (np.ascontiguousarray(np.broadcast_to(count, self.shape)),)
+        count = np.arange(numbers(self.shape)[self.axis]).astype(self.dtype.numpy).reshape(shape)
+        return (np.ascontiguousarray(np.broadcast_to(count, numbers(self.shape))),)
 
     def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
         return ()
