@@ -1,1 +1,31 @@
 """The executor: programs, storage, threads, caches and packages."""
+
+from nir.runtime._core import (
+    Storage,
+    get_num_threads,
+    memory_stats,
+    set_num_threads,
+    trim_memory,
+)
+from nir.runtime.cache import CacheStats, ObjectCache, object_cache
+from nir.runtime.executable import Executable, InterpExecutable, as_storage, best_isa
+from nir.runtime.host import HostKernel
+from nir.runtime.profile import CallTime, Profile
+
+__all__ = [
+    "CacheStats",
+    "CallTime",
+    "Executable",
+    "HostKernel",
+    "InterpExecutable",
+    "ObjectCache",
+    "Profile",
+    "Storage",
+    "as_storage",
+    "best_isa",
+    "get_num_threads",
+    "memory_stats",
+    "object_cache",
+    "set_num_threads",
+    "trim_memory",
+]

@@ -35,6 +35,7 @@ struct BoundCall {
   int64_t least;   // units worth a claim
   bool by_cols;
   bool parallel;
+  bool host;
 };
 
 // Everything that the symbols' values decide.
@@ -351,8 +352,8 @@ std::shared_ptr<const Executable::Bound> Executable::evaluate(
     call.grain = call.by_cols ? c.col_grain : c.row_grain;
     call.units = call.by_cols ? col_units : row_units;
     const int64_t work = values[c.work];
-    call.parallel = call.units > 1 && work >= kSerialWork &&
-                    program_.kernels[c.kernel].source != kHost;
+    call.host = program_.kernels[c.kernel].source == kHost;
+    call.parallel = call.units > 1 && work >= kSerialWork && !call.host;
     call.least = 1;
     if (call.parallel) {
       const int64_t per_unit = std::max<int64_t>(1, work / call.units);
@@ -561,11 +562,13 @@ void Executable::Run::execute(int64_t* nanoseconds) {
     const BoundCall& call = bound.calls[i];
     const int64_t start = nanoseconds ? now_ns() : 0;
     if (call.units > 0) {
+      if (call.host) flush.suspend();
       Job job{&call, c.pointers.data(), bound.dims.data(), c.scratch, bound.scratch, threads};
       if (call.parallel && threads > 1)
         pool.run([](void* j, int thread) { static_cast<Job*>(j)->share(thread); }, &job);
       else
         job.run_units(0, call.units, 0);
+      if (call.host) flush.resume();
       if (job.status) throw KernelError(job.status, i, job.detail[0], job.detail[1]);
     }
     if (nanoseconds) nanoseconds[i] = now_ns() - start;

@@ -5,9 +5,10 @@
 namespace nir {
 
 const DTypeInfo kDTypes[kDTypeCount] = {
-    {"f64", 8, "d", 2}, {"f32", 4, "f", 2},     {"f16", 2, "e", 2}, {"bf16", 2, nullptr, 4},
-    {"i64", 8, "q", 0}, {"i32", 4, "i", 0},     {"i16", 2, "h", 0}, {"i8", 1, "b", 0},
-    {"u8", 1, "B", 1},  {"bool", 1, "?", 6},
+    {"f64", "float64", 8, "d", 2},    {"f32", "float32", 4, "f", 2}, {"f16", "float16", 2, "e", 2},
+    {"bf16", "bfloat16", 2, nullptr, 4}, {"i64", "int64", 8, "q", 0},   {"i32", "int32", 4, "i", 0},
+    {"i16", "int16", 2, "h", 0},      {"i8", "int8", 1, "b", 0},     {"u8", "uint8", 1, "B", 1},
+    {"bool", "bool", 1, "?", 6},
 };
 
 uint8_t dtype_code(const std::string& name) {

@@ -40,6 +40,7 @@ enum DTypeCode : uint8_t {
 };
 struct DTypeInfo {
   const char* name;
+  const char* numpy;
   uint8_t itemsize;
   const char* format;  // of the buffer protocol; nullptr: it has none
   uint8_t dlpack_code;

@@ -98,19 +98,57 @@ py::tuple shape_tuple(const TensorRef& t) {
   return out;
 }
 
-py::array to_array(const Storage& s, const py::dtype& dtype, bool writable) {
-  const TensorRef& t = s.live();
+py::dtype numpy_dtype(uint8_t code) {
+  // numpy itself has no bfloat16; the package that adds it is loaded only when one is shown.
+  if (code == kBF16) return py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16"));
+  return py::dtype(std::string(kDTypes[code].numpy));
+}
+
+py::array to_numpy(const Storage& s, const py::object& dtype, const py::object& shape, bool writable) {
+  TensorRef t = s.live();
   if (!t.layout.empty())
     throw Error(ErrorKind::kUnsupported, describe(t) + " has a packed layout; numpy has none");
-  if (dtype.itemsize() != kDTypes[t.dtype].itemsize)
+  if (!shape.is_none()) {
+    set_shape(&t, py::reinterpret_borrow<py::sequence>(shape));
+    if (size_of(t) != size_of(s.tensor))
+      throw Error(ErrorKind::kShape, "cannot view " + describe(s.tensor) + " as " + describe(t));
+  }
+  const py::dtype type = dtype.is_none() ? numpy_dtype(t.dtype) : py::dtype::from_args(dtype);
+  if (type.itemsize() != kDTypes[t.dtype].itemsize)
     throw Error(ErrorKind::kDType, "a numpy dtype of another size than " + describe(t));
   auto* held = new BlockRef(t.block);
   py::capsule base(held, [](void* p) { delete static_cast<BlockRef*>(p); });
-  std::vector<ssize_t> shape(t.shape.begin(), t.shape.begin() + t.rank);
-  py::array out(dtype, shape, t.data, base);
+  std::vector<ssize_t> sizes(t.shape.begin(), t.shape.begin() + t.rank);
+  py::array out(type, sizes, t.data, base);
   if (s.readonly || !writable)
     py::detail::array_proxy(out.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
   return out;
+}
+
+std::unique_ptr<Storage> from_numpy(const py::object& given, bool copy) {
+  py::array a = py::array::ensure(given, py::array::c_style);
+  if (!a) throw py::error_already_set();
+  const auto name = a.dtype().attr("name").cast<std::string>();
+  auto s = std::make_unique<Storage>();
+  TensorRef& t = s->tensor;
+  t.dtype = kDTypeCount;
+  for (uint8_t k = 0; k < kDTypeCount; ++k)
+    if (name == kDTypes[k].numpy) t.dtype = k;
+  if (t.dtype == kDTypeCount || !a.dtype().attr("isnative").cast<bool>())
+    throw Error(ErrorKind::kDType, "no nir dtype for numpy's " + py::str(a.dtype()).cast<std::string>());
+  set_shape(&t, a.attr("shape"));
+  const auto bytes = static_cast<size_t>(a.nbytes());
+  auto* data = static_cast<uint8_t*>(const_cast<void*>(a.data()));
+  if (copy) {
+    t.block = acquire_block(bytes);
+    t.data = t.block->data;
+    if (bytes) std::memcpy(t.data, data, bytes);
+  } else {
+    s->readonly = !a.writeable();
+    t.data = data;
+    t.block = foreign_block(data, bytes, drop_object, a.inc_ref().ptr());
+  }
+  return s;
 }
 
 // ---- the buffer protocol -------------------------------------------------------------------------
@@ -315,8 +353,24 @@ void bind_storage(py::module_& m) {
                   "Takes over a DLPack capsule of a dense CPU tensor.")
       .def("view", &view, py::arg("shape") = py::none(),
            "Another Storage on the same memory, possibly of another shape.")
-      .def("array", &to_array, py::arg("dtype"), py::arg("writable") = true,
+      .def_static("from_numpy", &from_numpy, py::arg("array"), py::arg("copy") = true,
+                  "The elements of an array; without a copy the array's own memory where it is "
+                  "dense, which no run overwrites.")
+      .def("numpy", &to_numpy, py::arg("dtype") = py::none(), py::arg("shape") = py::none(),
+           py::arg("writable") = true,
            "A numpy array on the same memory; it counts as a view.")
+      .def("__array__",
+           [](const Storage& s, const py::object& dtype, const py::object& copy) {
+             py::array out = to_numpy(s, py::none(), py::none(), true);
+             if (!dtype.is_none() && !out.dtype().is(py::dtype::from_args(dtype))) {
+               if (!copy.is_none() && !copy.cast<bool>())
+                 throw py::value_error("another dtype needs a copy");
+               return py::array(out.attr("astype")(dtype));
+             }
+             const bool wanted = !copy.is_none() && copy.cast<bool>();
+             return wanted ? py::array(out.attr("copy")()) : out;
+           },
+           py::arg("dtype") = py::none(), py::arg("copy") = py::none())
       .def("drop", [](Storage& s) { s.tensor.block.reset(); },
            "Gives the memory up; the Storage is stale afterwards.")
       .def("__dlpack__", &to_dlpack, py::kw_only(), py::arg("stream") = py::none(),

@@ -93,23 +93,28 @@ int wanted_threads() {
 
 }  // namespace
 
-FlushDenormals::FlushDenormals() {
-#if defined(__x86_64__)
-  saved_ = _mm_getcsr();
-  _mm_setcsr(static_cast<uint32_t>(saved_) | 0x8040);  // FTZ and DAZ
-#elif defined(__aarch64__)
-  asm volatile("mrs %0, fpcr" : "=r"(saved_));
-  asm volatile("msr fpcr, %0" ::"r"(saved_ | (uint64_t{1} << 24)));
-#endif
-}
+namespace {
 
-FlushDenormals::~FlushDenormals() {
 #if defined(__x86_64__)
-  _mm_setcsr(static_cast<uint32_t>(saved_));
+constexpr uint64_t kFlush = 0x8040;  // FTZ and DAZ
+uint64_t float_mode() { return _mm_getcsr(); }
+void set_float_mode(uint64_t mode) { _mm_setcsr(static_cast<uint32_t>(mode)); }
 #elif defined(__aarch64__)
-  asm volatile("msr fpcr, %0" ::"r"(saved_));
-#endif
+constexpr uint64_t kFlush = uint64_t{1} << 24;  // FZ
+uint64_t float_mode() {
+  uint64_t mode;
+  asm volatile("mrs %0, fpcr" : "=r"(mode));
+  return mode;
 }
+void set_float_mode(uint64_t mode) { asm volatile("msr fpcr, %0" ::"r"(mode)); }
+#endif
+
+}  // namespace
+
+FlushDenormals::FlushDenormals() : saved_(float_mode()) { resume(); }
+FlushDenormals::~FlushDenormals() { suspend(); }
+void FlushDenormals::suspend() const { set_float_mode(saved_); }
+void FlushDenormals::resume() const { set_float_mode(saved_ | kFlush); }
 
 ThreadPool& ThreadPool::instance() {
   // Never destroyed: workers may outlive static destructors.

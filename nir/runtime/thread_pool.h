@@ -23,6 +23,10 @@ class FlushDenormals {
   FlushDenormals(const FlushDenormals&) = delete;
   FlushDenormals& operator=(const FlushDenormals&) = delete;
 
+  // Functions of the host run with its own mode.
+  void suspend() const;
+  void resume() const;
+
  private:
   uint64_t saved_;
 };

@@ -1,0 +1,239 @@
+"""`Executable`: a Program bound to code, ready to run."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from nir import flags
+from nir.errors import CodegenError, DTypeError, IndexRangeError, NirError, UnsupportedError
+from nir.ir import interp
+from nir.ir.dim import Dim
+from nir.ir.graph import Graph, location_text
+from nir.ir.location import Location, Locations, caller
+from nir.ir.program import Program
+from nir.ir.types import TensorType
+from nir.runtime import _core
+from nir.runtime._core import Storage
+from nir.runtime.encode import decode, encode
+from nir.runtime.host import HostKernel
+from nir.runtime.profile import Profile, profile_of
+
+Codes = Mapping[str, Mapping[str, bytes]]
+Emit = Callable[[str], Mapping[str, bytes]]
+
+# Statuses of kernels/cpu/nir_kernel.h.
+_INDEX_OUT_OF_RANGE = 1
+_HOST_ERROR = 3
+
+
+def best_isa() -> str:
+    """NIR_ISA, or the best ISA level that this machine's CPU runs."""
+    return flags.isa() or _core.best_isa()
+
+
+def as_storage(value: Any) -> Storage:
+    """``value`` as a Storage; arrays and DLPack tensors are not copied where they are dense.
+
+    Raises DTypeError for a dtype that nir does not have.
+    """
+    if isinstance(value, Storage):
+        return value
+    if isinstance(value, np.ndarray | np.generic) or not hasattr(value, "__dlpack__"):
+        return Storage.from_numpy(np.asarray(value), copy=False)
+    try:
+        return Storage.from_dlpack(value.__dlpack__())
+    except BufferError as error:
+        raise DTypeError(f"cannot read a {type(value).__name__}: {error}", caller()) from None
+
+
+class Executable:
+    """A compiled program.
+
+    ``graph`` is the lowered graph. ``emit(isa)`` gives the code of every generated kernel for an
+    ISA level: it is asked for this machine's level now, and for the others by `save`. ``hosts``
+    are functions of this process that calls name as kernels.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        graph: Graph | None = None,
+        compile_seconds: float = 0.0,
+        emit: Emit | None = None,
+        hosts: Mapping[str, HostKernel] | None = None,
+        isa: str | None = None,
+    ) -> None:
+        start = time.perf_counter()
+        level = isa or best_isa()
+        if emit is not None and not all(level in c for c in program.codes.values() or [()]):
+            program = replace(program, codes=_merged(program.codes, level, emit(level)))
+        self.hosts = dict(hosts or {})
+        self._emit = emit
+        self._encoded = encode(program, self.hosts)
+        self._constants = [constant_storage(c) for c in program.constants]
+        self._core = _core.Executable(
+            self._encoded,
+            self._constants,
+            {name: dict(levels) for name, levels in program.codes.items()},
+            {name: host.address for name, host in self.hosts.items()},
+            isa or "",
+        )
+        self._codes: Codes = program.codes
+        self.program = program
+        self.graph = graph
+        self.compile_seconds = compile_seconds + time.perf_counter() - start
+
+    @classmethod
+    def from_core(cls, core: _core.Executable, encoded: bytes, text: str) -> Executable:
+        """An executable that was loaded rather than compiled: ``encoded`` program, IR ``text``."""
+        self = object.__new__(_Loaded)
+        self._core, self._encoded, self.text = core, encoded, text
+        self.hosts, self._emit, self.compile_seconds, self._codes = {}, None, 0.0, {}
+        return self
+
+    # ---- running -------------------------------------------------------------------------------
+
+    def run(self, inputs: Sequence[Storage], donate: Sequence[int] = ()) -> list[Storage]:
+        """The outputs for ``inputs``; releases the interpreter's lock, and may run on many threads.
+
+        Inputs numbered in ``donate`` are offered: where the program can use one, and nothing else
+        holds its memory, an output takes it over and the input is stale afterwards.
+        Raises ShapeError or DTypeError for inputs that do not fit, StaleTensorError for one that
+        was donated before, and IndexRangeError at the user's line.
+        """
+        try:
+            return self._core.run(inputs, donate)
+        except _core.KernelError as error:
+            raise self._kernel_error(*error.args) from None
+        except NirError as error:
+            error.location = error.location or caller()
+            raise
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run on Storages, numpy arrays or DLPack tensors: one Storage, or a tuple of them."""
+        outputs = self.run([as_storage(x) for x in inputs])
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def profile(self, inputs: Sequence[Storage], runs: int = 1) -> Profile:
+        """Time each call: the fastest of ``runs`` runs, after one that is not counted."""
+        self.run(inputs)
+        times = []
+        for _ in range(runs):
+            nanoseconds: list[int] = []
+            self._core.run(inputs, (), nanoseconds)
+            times.append(nanoseconds)
+        return profile_of(self.program, self.sites, [min(t) for t in zip(*times, strict=True)])
+
+    # ---- what it is ----------------------------------------------------------------------------
+
+    @property
+    def isa(self) -> str:
+        """The ISA level that runs."""
+        return self._core.isa
+
+    @property
+    def inputs(self) -> tuple[TensorType, ...]:
+        return self.program.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorType, ...]:
+        return self.program.outputs
+
+    @property
+    def peak_bytes(self) -> Dim:
+        """Bytes of the arena that a run uses: an expression where sizes are symbolic."""
+        return self.program.arena
+
+    @cached_property
+    def sites(self) -> list[tuple[str, Locations]]:
+        """The op and the user's lines of each call."""
+        return [
+            (op, frozenset(Location(file, line) for file, line in locs))
+            for op, locs in self._core.sites()
+        ]
+
+    def codes(self, levels: Sequence[str]) -> Codes:
+        """Code of every generated kernel for all ``levels``; compiles what is missing.
+
+        Raises UnsupportedError where code is missing and there is nothing to compile it from.
+        """
+        codes = self._codes
+        for level in levels:
+            if all(level in found for found in codes.values()):
+                continue
+            if self._emit is None:
+                missing = sorted(n for n, found in codes.items() if level not in found)
+                raise UnsupportedError(f"no code of {', '.join(missing)} for ISA level {level}")
+            codes = _merged(codes, level, self._emit(level))
+        self._codes = codes
+        return codes
+
+    def __repr__(self) -> str:
+        p = self.program
+        types = ", ".join(map(str, p.inputs)), ", ".join(map(str, p.outputs))
+        return f"Executable({p.name}: ({types[0]}) -> ({types[1]}), {len(p.calls)} calls, {self.isa})"
+
+    def _kernel_error(self, status: int, call: int, *detail: int) -> BaseException:
+        op, locs = self.sites[call]
+        where = location_text(locs) or None
+        match status:
+            case 1:
+                index, size = detail
+                return IndexRangeError(
+                    f"{op}: expected an index from {-size} to {size - 1}, got {index}", where
+                )
+            case 3:
+                host = self.hosts[self.program.calls[call].kernel]
+                return host.take_error() or CodegenError(f"{op}: the host function failed", where)
+            case _:
+                return CodegenError(f"{op}: its kernel returned status {status}", where)
+
+
+class _Loaded(Executable):
+    """An executable of a package: what inspection needs is read when it is asked for."""
+
+    text: str
+
+    @cached_property
+    def program(self) -> Program:  # type: ignore[override]
+        return decode(self._encoded)
+
+    @cached_property
+    def graph(self) -> Graph | None:  # type: ignore[override]
+        raise NotImplementedError
+
+
+class InterpExecutable:
+    """A graph run by the reference interpreter, with the face of an `Executable`."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.program = None
+        self.compile_seconds = 0.0
+
+    def run(self, inputs: Sequence[Storage], donate: Sequence[int] = ()) -> list[Storage]:
+        """The outputs for ``inputs``; nothing is ever donated."""
+        arrays = interp.run(self.graph, [x.numpy() for x in inputs])
+        return [Storage.from_numpy(np.asarray(a)) for a in arrays]
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run on Storages, numpy arrays or DLPack tensors: one Storage, or a tuple of them."""
+        outputs = self.run([as_storage(x) for x in inputs])
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def constant_storage(data: bytes) -> Storage:
+    """``data`` in aligned memory."""
+    return Storage.from_numpy(np.frombuffer(data, np.uint8))
+
+
+def _merged(codes: Codes, level: str, blobs: Mapping[str, bytes]) -> Codes:
+    return {name: {**codes.get(name, {}), level: blob} for name, blob in blobs.items()}
