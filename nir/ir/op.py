@@ -70,6 +70,8 @@ class Op:
     kind: ClassVar[Kind] = "other"
     # Two equal ops on equal operands give equal results, so cse may merge them.
     pure: ClassVar[bool] = True
+    # The result has the operand's bytes, in the same order: both may share storage while they live.
+    view: ClassVar[bool] = False
     # (field name, "one" | "many" | "optional") of each operand, and names of attributes.
     operand_fields: ClassVar[tuple[tuple[str, str], ...]]
     attribute_fields: ClassVar[tuple[str, ...]]

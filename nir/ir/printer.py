@@ -68,9 +68,17 @@ def print_graph(graph: Graph, constants: Constants | None = None) -> str:
 
 
 def print_op(graph: Graph, op: Op) -> str:
-    """The line of ``op`` in the text of ``graph``; of an op with regions, the first line."""
-    head, *_ = _node_lines(graph, op, None, "", graph.names)
+    """The line of ``op`` in the text of ``graph``; of an op with regions, the first line.
+
+    The graph may be broken: a value that it does not define is shown as ``%?id``.
+    """
+    head, *_ = _node_lines(graph, op, None, "", _Names(graph.names))
     return head.strip()
+
+
+class _Names(dict[Value, str]):
+    def __missing__(self, v: Value) -> str:
+        return f"?{v.id}"
 
 
 def write_graph(path: str | Path, graph: Graph, header: str = "") -> None:
