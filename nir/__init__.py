@@ -1,0 +1,38 @@
+"""nir: a graph-IR compiler stack for machine learning.
+
+Trace and compile models from Python, train them in compiled steps, export them to packages that run
+without this code, and read every stage of the way as text.
+"""
+
+import sys
+
+from nir.errors import NirError
+from nir.frontend import data, init, nn, optim
+from nir.frontend.checkpoint import load_checkpoint, save_checkpoint
+from nir.frontend.functional import (
+    arange, cat, constant, exp, eye, from_dlpack, from_numpy, full, full_like, linspace, log, matmul,
+    maximum, minimum, ones, ones_like, realize, sqrt, stack, stop_gradient, tanh, tensor, where,
+    zeros, zeros_like,
+)  # fmt: skip
+from nir.frontend.grad import grad, value_and_grad
+from nir.frontend.jit import compile, jit
+from nir.frontend.lazy import no_grad, set_default_target
+from nir.frontend.random import (
+    Generator, bernoulli, manual_seed, rand, randint, randn, randperm,
+)  # fmt: skip
+from nir.frontend.tensor import Tensor
+from nir.frontend.trace import spec, trace
+from nir.ir.types import bf16 as bfloat16
+from nir.ir.types import bool_
+from nir.ir.types import f16 as float16
+from nir.ir.types import f32 as float32
+from nir.ir.types import f64 as float64
+from nir.ir.types import i8 as int8
+from nir.ir.types import i16 as int16
+from nir.ir.types import i32 as int32
+from nir.ir.types import i64 as int64
+from nir.ir.types import u8 as uint8
+from nir.runtime import get_num_threads, set_num_threads
+
+# `from nir.nn import functional` reads like PyTorch's; the modules live in the front end.
+sys.modules |= {f"{__name__}.{m.__name__.rpartition('.')[2]}": m for m in (data, init, nn, optim)}

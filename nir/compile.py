@@ -1,0 +1,229 @@
+"""Graph -> passes -> Program -> Executable: the only place where the stages meet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from nir.codegen import CODEGEN_VERSION, LoopKernel, compile_blob, lower_fused, print_llvm
+from nir.errors import UnsupportedError
+from nir.ir.graph import Graph, location_text
+from nir.ir.location import Location
+from nir.ir.op import Op, Value
+from nir.ir.program import Buffer, Call, Donation, Epilogue, Program, Target
+from nir.ops import Constant, HostCall
+from nir.ops.fused import Fused
+from nir.passes.memory import is_alias
+from nir.passes.pipeline import run_pipeline
+from nir.runtime import Executable, HostKernel, InterpExecutable, get_num_threads, object_cache
+from nir.targets import cpu
+from nir.targets.kernel_call import KernelCall
+
+
+def compile_graph(graph: Graph, target: str | Target = "cpu") -> Executable | InterpExecutable:
+    """Compile ``graph`` for ``target``: "cpu", or "interp", the reference interpreter.
+
+    Raises UnsupportedError, with the user's line, for an op that the target can neither run nor
+    take apart.
+    """
+    start = time.perf_counter()
+    machine = resolve_target(target)
+    if machine.name == "interp":
+        return InterpExecutable(graph)
+    lowered = run_pipeline(graph, machine)
+    program, loops, hosts = lower(lowered, machine)
+    return Executable(
+        program,
+        graph=lowered,
+        compile_seconds=time.perf_counter() - start,
+        emit=lambda isa: {name: _blob(kernel, isa) for name, kernel in loops.items()},
+        hosts=hosts,
+        isa=machine.isa,
+    )
+
+
+def resolve_target(target: str | Target) -> Target:
+    """The Target called ``target``."""
+    if isinstance(target, Target):
+        return target
+    match target:
+        case "cpu":
+            return cpu.target(threads=get_num_threads())
+        case "interp":
+            return Target("interp")
+        case _:
+            raise UnsupportedError(f"expected target 'cpu' or 'interp', got {target!r}")
+
+
+# Blobs of this process by text, so that equal loops of many programs are looked up once.
+_blobs: dict[tuple[str, str], bytes] = {}
+
+
+def _blob(kernel: LoopKernel, isa: str) -> bytes:
+    """Machine code of a loop, from this process, the disk cache or LLVM."""
+    text = print_llvm(kernel, isa)
+    found = _blobs.get((text, isa))
+    if found is None:
+        parts = {"kernel": text, "isa": isa, "codegen": CODEGEN_VERSION}
+        cache = object_cache()
+        found = cache.lookup(parts)
+        if found is None:
+            found = compile_blob(text, isa)
+            cache.store(parts, found)
+        _blobs[text, isa] = found
+    return found
+
+
+def lower(
+    graph: Graph, target: Target
+) -> tuple[Program, dict[str, LoopKernel], dict[str, HostKernel]]:
+    """The Program of a planned graph, and its generated kernels and host functions by name."""
+    return _Lowering(graph, target).run()
+
+
+@dataclass
+class _Lowering:
+    graph: Graph
+    target: Target
+    buffers: list[Buffer] = field(default_factory=list)
+    at: dict[Value, int] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
+    constants: list[bytes] = field(default_factory=list)
+    loops: dict[str, LoopKernel] = field(default_factory=dict)
+    names: dict[object, str] = field(default_factory=dict)
+    hosts: dict[str, HostKernel] = field(default_factory=dict)
+
+    def run(self) -> tuple[Program, dict[str, LoopKernel], dict[str, HostKernel]]:
+        graph = self.graph
+        assert graph.plan is not None
+        for k, v in enumerate(graph.inputs):
+            self.place(v, Buffer("input", k, 0, v.type.nbytes))
+        for op in graph.nodes:
+            self.place_results(op)
+            if not isinstance(op, Constant) and not is_alias(graph, op):
+                self.call(op)
+        program = Program(
+            graph.name,
+            graph.input_types,
+            graph.output_types,
+            tuple(self.buffers),
+            tuple(self.calls),
+            graph.plan.arena,
+            tuple(self.constants),
+            {},
+            tuple(Donation(i, o) for i, o in graph.plan.donations),
+            graph.input_names,
+            tuple(f"out{k}" for k in range(len(graph.outputs))),
+        )
+        return program, self.loops, self.hosts
+
+    # ---- buffers -------------------------------------------------------------------------------
+
+    def place(self, v: Value, buffer: Buffer) -> None:
+        self.at[v] = len(self.buffers)
+        self.buffers.append(buffer)
+
+    def place_results(self, op: Op) -> None:
+        if isinstance(op, Constant):
+            data = np.ascontiguousarray(op.data)
+            self.place(op.result, Buffer("const", len(self.constants), 0, data.nbytes))
+            self.constants.append(data.tobytes())
+            return
+        assert self.graph.plan is not None
+        for v in op.results:
+            p = self.graph.plan.placements[self.graph.number[v]]
+            match p.kind:
+                case "arena":
+                    self.place(v, Buffer("arena", 0, p.offset, v.type.nbytes))
+                case "output":
+                    self.place(v, Buffer("output", p.of, p.offset, v.type.nbytes))
+                case "alias":
+                    values = list(self.graph.number)
+                    self.at[v] = self.at[values[p.of]]
+
+    # ---- calls ---------------------------------------------------------------------------------
+
+    def call(self, op: Op) -> None:
+        match op:
+            case Fused(form="epilogue"):
+                self.call_epilogue(op)
+            case Fused():
+                self.call_loop(op)
+            case HostCall():
+                self.call_host(op)
+            case _:
+                args = [self.at[v] for v in (*op.operands, *op.results)]
+                self.calls.append(self.kernel_call(op, args, op.locs))
+
+    def kernel_call(self, op: Op, args: Sequence[int], locs: frozenset[Location]) -> Call:
+        """The call of the hand-written kernel that covers ``op``."""
+        entry = self.target.kernels.get(op.name)
+        k: KernelCall | None = entry(op) if entry is not None else None
+        if k is None or k.pack is not None:
+            operands = ", ".join(str(v.type) for v in op.operands)
+            raise UnsupportedError(
+                f"{op.name}({operands}): target {self.target.name} has no kernel for it",
+                location_text(op.locs),
+            )
+        return Call(
+            k.kernel, tuple(args), k.dims, k.rows, k.cols, k.row_grain, k.col_grain,
+            k.scratch, k.work, None, op.name, locs,
+        )  # fmt: skip
+
+    def call_loop(self, op: Fused) -> None:
+        kernel = lower_fused(op)
+        inside = "+".join(dict.fromkeys(o.name for o in op.body.nodes if o.kind != "source"))
+        self.calls.append(
+            Call(
+                self.name_of(kernel, op.form),
+                self.loop_args(op, kernel),
+                kernel.dims,
+                kernel.rows,
+                kernel.cols,
+                kernel.row_grain,
+                kernel.col_grain,
+                kernel.scratch,
+                kernel.work,
+                None,
+                inside,
+                op.locs,
+            )
+        )
+
+    def call_epilogue(self, op: Fused) -> None:
+        heavy = op.body.nodes[0]
+        outer = dict(zip(op.body.inputs, op.inputs, strict=True))
+        kernel = lower_fused(op)
+        assert kernel.accumulator is not None
+        into = self.at[op.results[kernel.accumulator]]
+        call = self.kernel_call(
+            heavy, [*(self.at[outer[v]] for v in heavy.operands), into], op.locs
+        )
+        epilogue = Epilogue(self.name_of(kernel, op.form), self.loop_args(op, kernel), kernel.dims)
+        rest = "+".join(dict.fromkeys(o.name for o in op.body.nodes[1:] if o.kind != "source"))
+        self.calls.append(replace(call, epilogue=epilogue, op=f"{heavy.name}+{rest}"))
+
+    def call_host(self, op: HostCall) -> None:
+        kernel = HostKernel(op.ref, [v.type for v in op.operands], [v.type for v in op.results])
+        name = f"host{len(self.hosts)}"
+        self.hosts[name] = kernel
+        args = tuple(self.at[v] for v in (*op.operands, *op.results))
+        self.calls.append(Call(name, args, kernel.dims, op=op.name, locs=op.locs))
+
+    def loop_args(self, op: Fused, kernel: LoopKernel) -> tuple[int, ...]:
+        return tuple(
+            self.at[op.inputs[b.index] if b.kind == "operand" else op.results[b.index]]
+            for b in kernel.buffers
+        )
+
+    def name_of(self, kernel: LoopKernel, form: str) -> str:
+        """A name for a generated kernel: equal loops, whatever their sizes, share one."""
+        code = kernel.code_key
+        name = self.names.get(code)
+        if name is None:
+            name = self.names[code] = f"loop{len(self.names)}_{form}"
+            self.loops[name] = kernel
+        return name
