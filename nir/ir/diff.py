@@ -22,8 +22,8 @@ Pairs = dict[Value, Value]
 def diff(a: Graph, b: Graph, limit: int | None = None) -> list[str]:
     """Lines that tell how ``b`` differs from ``a``; none if they are equal (as `==` says).
 
-    "-" an op (or input) of ``a`` alone, "+" of ``b`` alone, "~" an op with other operands. Names and
-    locations do not count. ``limit`` stops after so many lines.
+    "-" an op (or input) of ``a`` alone, "+" of ``b`` alone, "~" an op with other operands.
+    Names and locations do not count. ``limit`` stops after so many lines.
     """
     if a == b:
         return []
@@ -80,7 +80,7 @@ def _input_differences(a: Graph, b: Graph, values: Pairs) -> Iterator[str]:
 
 
 def _pair_ops(a: Graph, b: Graph, values: Pairs) -> dict[Op, Op]:
-    """Partners in ``b`` of the ops of ``a``; fills ``values`` with the partners of their results."""
+    """Partners in ``b`` of the ops of ``a``; ``values`` gets the partners of their results."""
     deep_a, deep_b = _deep_hashes(a), _deep_hashes(b)
     partners: dict[Op, Op] = {}
     taken: set[Op] = set()

@@ -62,7 +62,7 @@ class MemoryPlan:
 class Graph:
     """An immutable graph: inputs, ops in execution order, outputs."""
 
-    __slots__ = ("name", "inputs", "input_names", "nodes", "outputs", "plan", "donate", "__dict__")
+    __slots__ = ("__dict__", "donate", "input_names", "inputs", "name", "nodes", "outputs", "plan")
 
     def __init__(
         self,

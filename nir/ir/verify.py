@@ -244,4 +244,3 @@ def _check_pair(
         f"its result takes bytes {new.low} to {new.high} of {new.storage[0]}, in which "
         f"%{graph.names[old.value]} ({old.low} to {old.high}) lives until {until}",
     )
-
