@@ -149,7 +149,7 @@ class Jitted:
         # Only now that the run has succeeded is any state changed.
         for i, cell in zip(traced.rebound, results[traced.outputs :], strict=True):
             t = state[i]
-            cell.tracks = t._cell.tracks
+            cell.tracks, cell.leaf = t._cell.tracks, t._cell.leaf
             t._cell = cell
             if cell.tracks:
                 register_leaf(t)

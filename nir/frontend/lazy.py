@@ -38,7 +38,7 @@ _state = threading.local()
 class Cell:
     """One value: ``data`` if it is stored, ``record`` if it can be computed, else symbolic."""
 
-    __slots__ = ("value", "record", "data", "tracks", "symbolic", "stale", "__weakref__")
+    __slots__ = ("value", "record", "data", "tracks", "leaf", "symbolic", "stale", "__weakref__")
 
     def __init__(
         self, type_: TensorType, data: Storage | None = None, tracks: bool = False
@@ -47,6 +47,7 @@ class Cell:
         self.record: Record | None = None
         self.data = data
         self.tracks = tracks  # a gradient may flow through this value
+        self.leaf = False  # gradients end here, whatever computed the value
         self.symbolic: str | None = None  # the name of a traced function's input
         self.stale: Location | None = None  # where the buffer was given away
 
@@ -121,12 +122,12 @@ def adopt(nodes: Iterable[Op], known: dict[Value, Cell], tracks: bool) -> None:
 
 
 def walk(
-    roots: Iterable[Cell], stop: Iterable[Cell] = (), through_stored: bool = False
+    roots: Iterable[Cell], stop: Iterable[Cell] = (), history: bool = False
 ) -> tuple[list[Record], list[Cell]]:
     """(records in execution order, leaves) that ``roots`` need.
 
-    Stops at stored cells (unless ``through_stored``: history that gradients walk), at symbolic
-    ones and at ``stop``.
+    Stops at ``stop``, at symbolic cells and at stored ones; with ``history`` at those where
+    gradients end instead, since they flow through values that are stored already.
     """
     ends = set(stop)
     order: list[Record] = []
@@ -136,8 +137,8 @@ def walk(
     while stack:
         cell, ready = stack.pop()
         r = cell.record
-        stored = cell.data is not None and not (through_stored and cell.tracks)
-        if r is None or stored or cell in ends:
+        done = cell.leaf or not cell.tracks if history else cell.data is not None
+        if r is None or done or cell in ends:
             leaves.setdefault(cell)
         elif ready:
             if id(r) not in seen:
@@ -203,7 +204,7 @@ def realize(cells: Iterable[Cell]) -> None:
     executable = compiled(graph)
     for cell, out in zip(wanted, executable.run(data), strict=True):
         cell.data = out
-        if not cell.tracks:
+        if not cell.tracks or cell.leaf:
             cell.record = None
 
 

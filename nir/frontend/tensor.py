@@ -45,7 +45,7 @@ class Tensor:
         self._grad: Tensor | None = None
         if isinstance(data, Tensor):
             t = data.detach() if dtype is None else data.detach().to(dtype)
-            self._cell = _leaf_copy(t._cell)
+            self._cell = _own_cell(t._cell)
         else:
             self._cell = Cell(*_stored(_as_array(data, dtype)))
         if requires_grad:
@@ -110,12 +110,13 @@ class Tensor:
             lazy.realize([self._cell])
         self._cell.tracks = requires_grad
         if requires_grad and self._cell.record is None:
+            self._cell.leaf = True
             register_leaf(self)
         return self
 
     @property
     def is_leaf(self) -> bool:
-        return self._cell.record is None or not self._cell.tracks
+        return self._cell.leaf or not self._cell.tracks
 
     @property
     def grad(self) -> Tensor | None:
@@ -132,7 +133,7 @@ class Tensor:
     @data.setter
     def data(self, value: Tensor) -> None:
         tracks = self.requires_grad
-        self._cell = _leaf_copy(value.detach()._cell)
+        self._cell = _own_cell(value.detach()._cell)
         if tracks and self.dtype.is_float:
             self.requires_grad_(True)
 
@@ -244,12 +245,12 @@ class Tensor:
     def copy_(self, source: Any) -> Self:
         """Give this tensor the values of ``source``, broadcast and cast to its own type."""
         value = _tensor(source, self.dtype, self.device).to(self.dtype).expand(self.shape)
-        value = value.detach() if self.is_leaf else value
-        tracks = self.requires_grad and self.is_leaf
-        self._cell = _leaf_copy(value._cell) if self.is_leaf else value._cell
-        if tracks:
-            self._cell.tracks = True
-            register_leaf(self)
+        if not self.requires_grad or not self.is_leaf:
+            self._cell = _own_cell(value._cell)
+            return self
+        self._cell = _own_cell(value.detach()._cell)
+        self._cell.tracks = self._cell.leaf = True
+        register_leaf(self)
         return self
 
     def zero_(self) -> Self:
@@ -728,12 +729,13 @@ def _stored(array: np.ndarray) -> tuple[TensorType, Storage]:
     return t, Storage.from_numpy(array)
 
 
-def _leaf_copy(cell: Cell) -> Cell:
+def _own_cell(cell: Cell) -> Cell:
     """A cell of its own for the same value, so that marks on one do not show on the other."""
-    if cell.data is None:
-        return cell
-    new = Cell(cell.value.type, cell.data)
-    new.stale = cell.stale
+    if cell.data is not None:
+        new = Cell(cell.value.type, cell.data)
+        new.stale = cell.stale
+        return new
+    (new,) = lazy.record(ops.Reshape(cell.value, cell.value.type.shape), [cell])
     return new
 
 
@@ -1055,7 +1057,7 @@ def register_leaf(t: Tensor) -> None:
 
 def leaves_of(root: Tensor) -> list[Tensor]:
     """The live leaf tensors that ``root`` depends on and that require a gradient."""
-    _, ends = lazy.walk([root._cell], through_stored=True)
+    _, ends = lazy.walk([root._cell], history=True)
     found = []
     for cell in ends:
         ref = _leaves.get(cell)
@@ -1078,7 +1080,7 @@ def gradients(
         )
     if gradient is None and root.shape != ():
         raise ShapeError(f"backward: expected a scalar, got {root.type}; pass a gradient", caller())
-    records, _ = lazy.walk([root._cell], stop=wrt, through_stored=True)
+    records, _ = lazy.walk([root._cell], stop=wrt, history=True)
     known: dict[Value, Cell] = {}
     for r in records:
         known.update((c.value, c) for c in (*r.args, *r.results))

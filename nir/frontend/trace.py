@@ -91,7 +91,7 @@ def trace_function(
         for path, t in state:
             c = Cell(t.type)
             c.symbolic = path
-            c.tracks = t._cell.tracks
+            c.tracks, c.leaf = t._cell.tracks, t._cell.leaf
             t._cell = c
             t.grad = None
             if c.tracks:

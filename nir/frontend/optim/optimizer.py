@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from nir.errors import NirError
+from nir.frontend.functional import realize
+from nir.frontend.functional import realize
 from nir.frontend.tensor import Tensor
-from nir.ir.types import f32, f64
+from nir.ir.types import DType, f32, f64
 
 _DEFAULTS_KEPT_OUT = ("params", "lr")
 
@@ -17,15 +19,25 @@ _DEFAULTS_KEPT_OUT = ("params", "lr")
 class ParamGroup(dict[str, Any]):
     """Parameters that share their options; PyTorch's dict, whose "lr" is a 0-d Tensor.
 
-    Assigning a number to "lr" writes it into that Tensor, so that a compiled step sees it.
+    Assigning a number to "lr" writes it into that Tensor, so that a compiled step sees it;
+    ``initial_lr`` holds what was assigned, whatever a schedule makes of it since.
     """
 
+    def __init__(self, options: Mapping[str, Any], lr_dtype: DType) -> None:
+        rate = np.asarray(options["lr"], lr_dtype.numpy)
+        super().__init__({**options, "lr": Tensor(rate)})
+        self.initial_lr = Tensor(rate)
+
     def __setitem__(self, key: str, value: Any) -> None:
-        if key == "lr" and "lr" in self:
-            lr = self["lr"]
-            lr.copy_(value if isinstance(value, Tensor) else Tensor(np.asarray(value, lr.dtype.numpy)))
+        if key == "lr":
+            self.initial_lr.copy_(value)
+            self.set_lr(value)
         else:
             super().__setitem__(key, value)
+
+    def set_lr(self, value: Any) -> None:
+        """Change the rate for now: what a schedule does."""
+        self["lr"].copy_(value)
 
 
 class Optimizer:
@@ -60,8 +72,7 @@ class Optimizer:
             known.add(id(p))
         # The rate is as wide as the widest parameter, and casts down where it is used.
         wide = f64 if any(p.dtype == f64 for p in tensors) else f32
-        lr = Tensor(np.asarray(options["lr"], wide.numpy))
-        group = ParamGroup({**options, "params": tensors, "lr": lr})
+        group = ParamGroup({**options, "params": tensors}, wide)
         self.param_groups.append(group)
         for p in tensors:
             zeros = np.zeros(tuple(p.shape), p.dtype.numpy)
