@@ -1,0 +1,239 @@
+"""Primitives as LLVM IR text, on scalars and on vectors of any number of lanes."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+from nir.codegen.nodes import COMPARISONS, FLOATS, ITEMSIZE, Node, constant_value
+from nir.errors import CodegenError
+
+BASE = {
+    "f32": "float", "f64": "double", "i64": "i64", "i32": "i32", "i16": "i16", "i8": "i8",
+    "u8": "i8", "bool": "i1",
+}  # fmt: skip
+MANGLED = {"float": "f32", "double": "f64"}
+_FLOAT_BINARY = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
+_INT_BINARY = {
+    "add": "add", "sub": "sub", "mul": "mul", "and": "and", "or": "or", "xor": "xor",
+    "shl": "shl", "shr": "ashr", "lshr": "lshr",
+}  # fmt: skip
+_FLOAT_COMPARE = {"eq": "oeq", "ne": "une", "lt": "olt", "le": "ole", "gt": "ogt", "ge": "oge"}
+_INTRINSIC = {"abs": "fabs", "sqrt": "sqrt", "copysign": "copysign"}
+_ROUNDING = {"rint": "rint", "floor": "floor", "ceil": "ceil", "trunc": "trunc"}
+# Adding and subtracting this rounds a smaller positive number to an integer.
+_WHOLE = {"f32": 2.0**23, "f64": 2.0**52}
+_EXPONENT = {"f32": (23, 127), "f64": (52, 1023)}
+
+
+def type_of(dtype: str, lanes: int) -> str:
+    return BASE[dtype] if lanes == 1 else f"<{lanes} x {BASE[dtype]}>"
+
+
+def memory_type(dtype: str, lanes: int) -> str:
+    """As type_of, for elements in memory: a bool takes a byte."""
+    return type_of("i8" if dtype == "bool" else dtype, lanes)
+
+
+def mangled(dtype: str, lanes: int) -> str:
+    base = BASE[dtype]
+    name = MANGLED.get(base, base)
+    return name if lanes == 1 else f"v{lanes}{name}"
+
+
+def scalar_literal(dtype: str, value: float | int) -> str:
+    if dtype == "bool":
+        return "true" if value else "false"
+    if dtype not in FLOATS:
+        return str(int(value))
+    if dtype == "f32":
+        value = struct.unpack("f", struct.pack("f", value))[0]
+    return f"0x{struct.unpack('Q', struct.pack('d', value))[0]:016X}"
+
+
+def literal(dtype: str, value: float | int, lanes: int) -> str:
+    text = scalar_literal(dtype, value)
+    return text if lanes == 1 else f"splat ({BASE[dtype]} {text})"
+
+
+@dataclass
+class Text:
+    """Lines of one function, with fresh names and the declarations that it needs."""
+
+    isa: str
+    lines: list[str] = field(default_factory=list)
+    declared: dict[str, None] = field(default_factory=dict)
+    count: int = 0
+
+    def line(self, text: str) -> None:
+        self.lines.append("  " + text)
+
+    def name(self, hint: str = "t") -> str:
+        self.count += 1
+        return f"%{hint}{self.count}"
+
+    def let(self, text: str, hint: str = "t") -> str:
+        """A new name for the value of an instruction."""
+        name = self.name(hint)
+        self.line(f"{name} = {text}")
+        return name
+
+    def call(self, result: str, function: str, args: list[str], hint: str = "t") -> str:
+        """A call of an intrinsic; ``args`` are "type value"."""
+        types = [_argument_type(a) for a in args]
+        self.declared[f"declare {result} @{function}({', '.join(types)})"] = None
+        text = f"call {result} @{function}({', '.join(args)})"
+        if result == "void":
+            self.line(text)
+            return ""
+        return self.let(text, hint)
+
+    # ---- primitives ----------------------------------------------------------------------------
+
+    def primitive(self, node: Node, source: str, args: list[str], lanes: int) -> str:
+        """The value of a node on ``args``; ``source`` is the dtype of the first argument."""
+        return self.apply(node.op, node.dtype, source, args, lanes)
+
+    def apply(self, op: str, dtype: str, source: str, args: list[str], lanes: int) -> str:
+        t = type_of(dtype, lanes)
+        if op in COMPARISONS:
+            return self._compare(op, source, args, lanes)
+        if op in ("max", "min"):
+            return self._extreme(op, dtype, args, lanes)
+        if op == "select":
+            c = type_of("bool", lanes)
+            return self.let(f"select {c} {args[0]}, {t} {args[1]}, {t} {args[2]}", "x")
+        if op == "convert":
+            return self._convert(dtype, source, args[0], lanes)
+        if op == "bitcast":
+            return self.let(f"bitcast {type_of(source, lanes)} {args[0]} to {t}", "x")
+        if dtype in FLOATS:
+            return self._float(op, dtype, args, lanes)
+        return self._int(op, dtype, args, lanes)
+
+    def _int(self, op: str, dtype: str, args: list[str], lanes: int) -> str:
+        t = type_of(dtype, lanes)
+        match op:
+            case "neg":
+                return self.let(f"sub {t} {literal(dtype, 0, lanes)}, {args[0]}", "x")
+            case "not":
+                ones = literal(dtype, 1 if dtype == "bool" else -1, lanes)
+                return self.let(f"xor {t} {args[0]}, {ones}", "x")
+            case "div" | "rem":
+                sign = "u" if dtype == "u8" else "s"
+                return self.let(f"{sign}{op} {t} {args[0]}, {args[1]}", "x")
+        return self.let(f"{_INT_BINARY[op]} {t} {args[0]}, {args[1]}", "x")
+
+    def _float(self, op: str, dtype: str, args: list[str], lanes: int) -> str:
+        t, m = type_of(dtype, lanes), mangled(dtype, lanes)
+        typed = [f"{t} {a}" for a in args]
+        if op in _FLOAT_BINARY:
+            return self.let(f"{_FLOAT_BINARY[op]} {t} {args[0]}, {args[1]}", "x")
+        if op == "neg":
+            return self.let(f"fneg {t} {args[0]}", "x")
+        if op == "fma" and self.isa == "plain":
+            # Baseline x86 has no fused multiply-add, and llvm.fma would call libm.
+            product = self.let(f"fmul {t} {args[0]}, {args[1]}", "x")
+            return self.let(f"fadd {t} {product}, {args[2]}", "x")
+        if op == "fma":
+            return self.call(t, f"llvm.fma.{m}", typed, "x")
+        if op in _INTRINSIC:
+            return self.call(t, f"llvm.{_INTRINSIC[op]}.{m}", typed, "x")
+        if op in _ROUNDING:
+            if self.isa == "plain":
+                return self._round_by_addition(op, dtype, args[0], lanes)
+            return self.call(t, f"llvm.{_ROUNDING[op]}.{m}", typed, "x")
+        if op == "ldexp":
+            return self._ldexp(dtype, args, lanes)
+        raise CodegenError(f"no LLVM IR for {op} of {dtype}")
+
+    def _round_by_addition(self, op: str, dtype: str, x: str, lanes: int) -> str:
+        """Rounding without SSE4.1: (|x| + 2^23) - 2^23, corrected towards the wanted side."""
+
+        def f(o: str, *a: str) -> str:
+            return self.apply(o, dtype, dtype, list(a), lanes)
+
+        whole, one = literal(dtype, _WHOLE[dtype], lanes), literal(dtype, 1.0, lanes)
+        size = f("abs", x)
+        nearest = f("sub", f("add", size, whole), whole)
+        if op == "trunc":
+            nearest = f("select", f("gt", nearest, size), f("sub", nearest, one), nearest)
+        r = f("copysign", nearest, x)
+        if op == "floor":
+            r = f("select", f("gt", r, x), f("sub", r, one), r)
+        if op == "ceil":
+            up = f("copysign", f("add", r, one), x)  # -0.3 rounds up to -0
+            r = f("select", f("lt", r, x), up, r)
+        return f("select", f("lt", size, whole), r, x)
+
+    def _ldexp(self, dtype: str, args: list[str], lanes: int) -> str:
+        t, integer = type_of(dtype, lanes), "i32" if dtype == "f32" else "i64"
+        it = type_of(integer, lanes)
+        if self.isa == "avx512" and dtype == "f32" and lanes == 16:
+            # One vscalefps; elsewhere llvm.ldexp calls libm for each lane.
+            m = f"llvm.ldexp.{mangled(dtype, lanes)}.{mangled(integer, lanes)}"
+            return self.call(t, m, [f"{t} {args[0]}", f"{it} {args[1]}"], "x")
+        # Two powers of two, each in range: the first product is exact, the second rounds once.
+        bits, bias = _EXPONENT[dtype]
+        half = self.let(f"ashr {it} {args[1]}, {literal(integer, 1, lanes)}", "x")
+        rest = self.let(f"sub {it} {args[1]}, {half}", "x")
+        x = args[0]
+        for n in (half, rest):
+            biased = self.let(f"add {it} {n}, {literal(integer, bias, lanes)}", "x")
+            shifted = self.let(f"shl {it} {biased}, {literal(integer, bits, lanes)}", "x")
+            power = self.let(f"bitcast {it} {shifted} to {t}", "x")
+            x = self.let(f"fmul {t} {x}, {power}", "x")
+        return x
+
+    def _compare(self, op: str, source: str, args: list[str], lanes: int) -> str:
+        t = type_of(source, lanes)
+        if source in FLOATS:
+            return self.let(f"fcmp {_FLOAT_COMPARE[op]} {t} {args[0]}, {args[1]}", "x")
+        sign = "" if op in ("eq", "ne") else "u" if source in ("u8", "bool") else "s"
+        return self.let(f"icmp {sign}{op} {t} {args[0]}, {args[1]}", "x")
+
+    def _extreme(self, op: str, dtype: str, args: list[str], lanes: int) -> str:
+        if dtype == "bool":
+            return self._int("or" if op == "max" else "and", dtype, args, lanes)
+        t, c = type_of(dtype, lanes), type_of("bool", lanes)
+        better = self._compare("gt" if op == "max" else "lt", dtype, args, lanes)
+        out = self.let(f"select {c} {better}, {t} {args[0]}, {t} {args[1]}", "x")
+        if dtype not in FLOATS:
+            return out
+        # A nan on the right has won already; one on the left has lost its comparison.
+        nan = self.let(f"fcmp uno {t} {args[0]}, {args[0]}", "x")
+        return self.let(f"select {c} {nan}, {t} {args[0]}, {t} {out}", "x")
+
+    def _convert(self, dtype: str, source: str, x: str, lanes: int) -> str:
+        a, b = type_of(source, lanes), type_of(dtype, lanes)
+        unsigned = source in ("u8", "bool")
+        if source in FLOATS and dtype in FLOATS:
+            how = "fpext" if dtype == "f64" else "fptrunc"
+        elif source in FLOATS:
+            how = "fptosi"
+        elif dtype in FLOATS:
+            how = "uitofp" if unsigned else "sitofp"
+        elif source != "bool" and ITEMSIZE[source] == ITEMSIZE[dtype]:
+            return x
+        elif source != "bool" and ITEMSIZE[source] > ITEMSIZE[dtype]:
+            how = "trunc"
+        else:
+            how = "zext" if unsigned else "sext"
+        return self.let(f"{how} {a} {x} to {b}", "x")
+
+    def splat(self, dtype: str, x: str, lanes: int) -> str:
+        t = type_of(dtype, lanes)
+        first = self.let(f"insertelement {t} poison, {BASE[dtype]} {x}, i64 0", "s")
+        return self.let(
+            f"shufflevector {t} {first}, {t} poison, <{lanes} x i32> zeroinitializer", "s"
+        )
+
+    def constant(self, node: Node, lanes: int) -> str:
+        return literal(node.dtype, constant_value(node), lanes)
+
+
+def _argument_type(arg: str) -> str:
+    """The type of "type [attributes] value"."""
+    if arg.startswith("<"):
+        return arg[: arg.index(">") + 1]
+    return arg.split(" ", 1)[0]

@@ -1,0 +1,274 @@
+"""From a region's body to nodes, by pulling: a result's element as an expression of input elements.
+
+A value is asked for at an index, one `Affine` of the loop axes for each of its axes. Elementwise ops
+pass the index on, movement ops rewrite it, inputs turn it into an offset. A reshape whose index
+cannot be taken apart asks for a finer iteration space (`Refine`), and pulling starts again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from nir.codegen.expand import cast, expand
+from nir.codegen.nodes import Affine, E, Node, Nodes, axis_index
+from nir.errors import CodegenError, UnsupportedError
+from nir.ir.dim import Dim, Poly, Shape, exact_div
+from nir.ir.graph import Graph
+from nir.ir.op import Op, Value
+from nir.ops import (
+    Broadcast, Constant, Flip, Full, Iota, Max, Min, Prod, Reshape, Slice, Sum, Transpose,
+)  # fmt: skip
+from nir.ops.fused import ReducePartial
+
+Index = tuple[Affine, ...]
+
+
+@dataclass
+class Refine(Exception):
+    """Pulling needs loop axis ``axis`` as several axes of these sizes."""
+
+    axis: int
+    sizes: Shape
+
+
+@dataclass
+class Pull:
+    """Pulls values of ``body`` over a space of loop axes.
+
+    ``buffers`` numbers the buffers that inputs (and, for an epilogue, the heavy result) lie in.
+    ``kept`` are the axes that reductions keep: a reduction's value may be asked for there only.
+    """
+
+    body: Graph
+    sizes: Shape
+    buffers: Mapping[Value, int]
+    nodes: Nodes
+    kept: tuple[int, ...] = ()
+    reduced: tuple[int, ...] = ()
+    memo: dict[tuple[Value, Index], int] = field(default_factory=dict)
+
+    def axis(self, a: int) -> Affine:
+        """The index along loop axis ``a``: 0 where there is only one."""
+        return Affine(0) if self.sizes[a] == 1 else axis_index(a)
+
+    def at(self, value: Value, index: Index) -> int:
+        """The node for ``value`` at ``index``."""
+        # An explicit stack: bodies may be deeper than Python's.
+        stack = [(value, index)]
+        while stack:
+            key = stack[-1]
+            if key in self.memo:
+                stack.pop()
+                continue
+            wanted = self._operands(*key)
+            missing = [w for w in wanted if w not in self.memo]
+            if missing:
+                stack.extend(missing)
+                continue
+            self.memo[key] = self._node(*key, [self.memo[w] for w in wanted])
+            stack.pop()
+        return self.memo[value, index]
+
+    def _operands(self, v: Value, index: Index) -> list[tuple[Value, Index]]:
+        if v in self.buffers:
+            return []
+        op = self.body.producer[v]
+        match op:
+            case Broadcast(x=x, axes=axes):
+                return [(x, tuple(index[a] for a in axes))]
+            case Transpose(x=x, perm=perm):
+                inner = dict(zip(perm, index, strict=True))
+                return [(x, tuple(inner[a] for a in range(len(perm))))]
+            case Slice(x=x, starts=starts, steps=steps):
+                moved = zip(index, starts, steps, strict=True)
+                return [(x, tuple(i.scaled(k).plus(s) for i, s, k in moved))]
+            case Flip(x=x, axes=axes):
+                shape = x.type.shape
+                return [
+                    (x, tuple(
+                        i.scaled(-1).plus(shape[a] - 1) if a in axes else i
+                        for a, i in enumerate(index)
+                    ))
+                ]  # fmt: skip
+            case Reshape(x=x) if x in self.buffers:
+                return []
+            case Reshape(x=x, shape=shape):
+                return [(x, self._reshaped(index, shape, x.type.shape))]
+            case Full() | Iota() | Constant():
+                return []
+            case Sum() | Prod() | Max() | Min() | ReducePartial():
+                return [(op.operands[0], self._reduction_index(op, index))]
+            case _ if op.kind == "elementwise":
+                return [(x, index) for x in op.operands]
+        raise UnsupportedError(f"{op.name}: no generated loop does this inside a fused region")
+
+    def _node(self, v: Value, index: Index, args: list[int]) -> int:
+        nodes = self.nodes
+        if v in self.buffers:
+            return self._load(v, v.type.shape, index)
+        op = self.body.producer[v]
+        match op:
+            case Reshape(x=x, shape=shape) if not args:
+                return self._load(x, shape, index)
+            case Full(value=value, dtype=dtype):
+                if isinstance(value, Poly):
+                    return cast(E(nodes, nodes.size(value)), dtype.name).n
+                return nodes.const(dtype.name, _converted(value, dtype.numpy))
+            case Iota(axis=axis, dtype=dtype):
+                i = index[axis]
+                n = nodes.add(Node("index", "i64", (), i)) if i.terms else nodes.size(i.base)
+                return cast(E(nodes, n), dtype.name).n
+            case Constant(data=data):
+                if data.size != 1:
+                    raise UnsupportedError("constant: an array inside a fused region")
+                return nodes.const(op.result.type.dtype.name, data.reshape(()).item())
+            case Sum() | Prod() | Max() | Min():
+                return nodes.add(Node("reduce", nodes[args[0]].dtype, (args[0],), op.name))
+            case ReducePartial(op=name):
+                return nodes.add(Node("reduce", nodes[args[0]].dtype, (args[0],), name))
+            case _ if op.kind == "elementwise":
+                return expand(op, [E(nodes, a) for a in args]).n
+            case _:
+                return args[0]
+
+    def _load(self, v: Value, shape: Shape, index: Index) -> int:
+        dtype = v.type.dtype.name
+        offset, stride = Affine(0), 1
+        for size, i in zip(reversed(shape), reversed(index), strict=True):
+            offset = offset.plus(i.scaled(stride))
+            stride = stride * size
+        return self.nodes.add(Node("load", dtype, (), (self.buffers[v], offset)))
+
+    def _reduction_index(self, op: Op, index: Index) -> Index:
+        # The first axis of a partial result counts chunks; it enters through the range of rows.
+        own = index[1:] if isinstance(op, ReducePartial) else index
+        if own != tuple(map(self.axis, self.kept)):
+            raise CodegenError(f"{op.name}: read at another element than its own: {index}")
+        shape = op.operands[0].type.shape
+        kept, reduced = iter(self.kept), iter(self.reduced)
+        axes = reduced_axes(op)
+        # A refined space may have several loop axes for one of the operand's.
+        loops = self.match_axes(shape, axes, kept, reduced)
+        if loops is None:
+            raise CodegenError(f"{op.name}: {shape} does not fit the space {self.sizes}")
+        return loops
+
+    def match_axes(
+        self, shape: Shape, axes: Sequence[int], kept: Iterator[int], reduced: Iterator[int]
+    ) -> Index | None:
+        """For each axis of ``shape`` the loop axes that make it up, kept or reduced ones."""
+        out = []
+        for a, d in enumerate(shape):
+            source = reduced if a in axes else kept
+            parts: list[int] = []
+            extent: Dim = 1
+            while not parts or extent != d:
+                loop = next(source, None)
+                if loop is None:
+                    return None
+                parts.append(loop)
+                extent = extent * self.sizes[loop]
+            index, stride = Affine(0), 1
+            for loop in reversed(parts):
+                index = index.plus(self.axis(loop).scaled(stride))
+                stride = stride * self.sizes[loop]
+            out.append(index)
+        return tuple(out)
+
+    def _reshaped(self, index: Index, new: Shape, old: Shape) -> Index:
+        """An index of ``new`` as one of ``old``, where both hold the same elements in order."""
+        if any(d == 0 for d in old):
+            return tuple(Affine(0) for _ in old)
+        out: list[Affine] = []
+        for news, olds in axis_groups(new, old):
+            linear, stride = Affine(0), 1
+            for a in reversed(news):
+                linear = linear.plus(index[a].scaled(stride))
+                stride = stride * new[a]
+            out.extend(self._delinearize(linear, [old[a] for a in olds]))
+        return tuple(out)
+
+    def _delinearize(self, linear: Affine, sizes: list[Dim]) -> list[Affine]:
+        if len(sizes) == 0:
+            return []
+        real = [d for d in sizes if d != 1]
+        found: list[Affine] = []
+        rest = linear
+        for size in reversed(real[1:]):
+            high, low = self._divide(rest, size, real)
+            found.append(low)
+            rest = high
+        if real:
+            found.append(rest)
+        found.reverse()
+        values = iter(found)
+        return [Affine(0) if d == 1 else next(values) for d in sizes]
+
+    def _divide(self, linear: Affine, size: Dim, sizes: list[Dim]) -> tuple[Affine, Affine]:
+        """(linear // size, linear % size), where the parts are plain to see."""
+        high, low = {}, {}
+        for a, c in linear.terms:
+            q = exact_div(c, size)
+            (low if q is None else high)[a] = c if q is None else q
+        base = linear.base
+        base_q = exact_div(base, size)
+        top: Dim = 0 if base_q is not None else base
+        for a, c in low.items():
+            top = top + c * (self.sizes[a] - 1)
+        room = size - 1 - top
+        positive = all(isinstance(c, int) and c > 0 or not isinstance(c, int) for c in low.values())
+        if positive and isinstance(room, int) and room >= 0:
+            return (
+                Affine(base_q or 0, tuple(high.items())),
+                Affine(0 if base_q is not None else base, tuple(low.items())),
+            )
+        if len(linear.terms) == 1 and linear.terms[0][1] == 1 and linear.base == 0:
+            raise Refine(linear.terms[0][0], tuple(sizes))
+        raise UnsupportedError(f"reshape: {linear} by {size} inside a fused region")
+
+
+def _converted(value: object, dtype: np.dtype) -> float:
+    with np.errstate(all="ignore"):
+        out = np.asarray(value).astype(dtype)
+    return out.item()
+
+
+def reduced_axes(op: Op) -> tuple[int, ...]:
+    """The axes that a reduction drops."""
+    if isinstance(op, ReducePartial):
+        return tuple(range(op.leading))
+    return op.axes  # type: ignore[attr-defined,no-any-return]
+
+
+def axis_groups(new: Shape, old: Shape) -> list[tuple[list[int], list[int]]]:
+    """The finest runs of axes with equal products; axes of size 1 join the run before them."""
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(new) or j < len(old):
+        left, right = [], []
+        a: Dim = 1
+        b: Dim = 1
+        while True:
+            if left and right and a == b:
+                break
+            # The smaller run grows; where that is not known, the one that has axes left.
+            grow_left = i < len(new) and (j == len(old) or not left or _smaller(a, b))
+            if grow_left:
+                left.append(i)
+                a, i = a * new[i], i + 1
+            elif j < len(old):
+                right.append(j)
+                b, j = b * old[j], j + 1
+            else:
+                break
+        groups.append((left, right))
+    return groups
+
+
+def _smaller(a: Dim, b: Dim) -> bool:
+    if isinstance(a, int) and isinstance(b, int):
+        return a < b
+    return exact_div(b, a) is not None and a != b
