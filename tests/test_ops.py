@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from op_cases import CASES, Case, in_f64, make_graph, make_op, symbolic, types_of
 
+from nir.errors import DTypeError
 from nir.ir.dim import evaluate, symbol
 from nir.ir.graph import Builder, Graph
 from nir.ir.interp import run
 from nir.ir.op import OPS
-from nir.ir.types import TensorType, bf16, dtype, f16
+from nir.ir.types import DTYPES, DType, TensorType, bf16, dtype, f16
+from nir.ops import Cast, Matmul, Pack, PackConv2d
 from nir.ops.expr import Expr
 from nir.ops.vjp import vjp
 
@@ -264,3 +266,161 @@ def test_half_types_round_once(case: Case, half: Any) -> None:
         y = y.astype(np.float64)
         magnitude = np.abs(expected[np.isfinite(expected)]).max(initial=1.0)
         np.testing.assert_allclose(y, expected, rtol=2 * eps, atol=2 * eps * magnitude)
+
+
+# ---- every dtype -------------------------------------------------------------------------------
+
+
+def in_dtype(case: Case, dtype_: DType) -> tuple[Graph, list[np.ndarray]] | None:
+    """The op of ``case`` with ``dtype_`` for the dtype of its data, unless it refuses that."""
+    data = case.arrays[1 if case.op.name == "where" else 0].dtype
+    cast = Cast(x=None, dtype=dtype_)
+    arrays = [cast.ref(x)[0] if x.dtype == data else x for x in case.arrays]
+    try:
+        return make_graph(case, types_of(tuple(arrays))), arrays
+    except DTypeError:
+        return None
+
+
+@pytest.mark.parametrize("dtype_", DTYPES.values(), ids=str)
+def test_what_infer_accepts_ref_computes(dtype_: DType) -> None:
+    """Each op either refuses a dtype or has results of the inferred types in it."""
+    took = set()
+    for case in CASES:
+        kinds = ("elementwise", "movement", "reduction", "contraction")
+        if case.op.kind not in kinds and case.op.name not in ("take", "scatter_add", "cum_sum"):
+            continue
+        found = in_dtype(case, dtype_)
+        if found is None:
+            continue
+        run(*found)  # the interpreter checks results against the inferred types
+        took.add(case.op.name)
+    movement = {n for n, c in OPS.items() if c.kind == "movement"}
+    assert movement | {"where", "cast", "eq", "take"} <= took
+    if dtype_.kind != "bool":
+        assert {"add", "sub", "mul", "neg", "sum", "prod", "max", "matmul", "scatter_add"} <= took
+    if dtype_.is_float:
+        assert {"exp", "div", "conv2d", "mean", "is_nan"} <= took
+    if dtype_.is_integer:
+        assert {"shift_left", "bit_and", "floor_div", "mod"} <= took
+
+
+@pytest.mark.parametrize("dtype_", [d for d in DTYPES.values() if d.is_integer], ids=str)
+def test_integers_wrap(dtype_: DType) -> None:
+    """Arithmetic in a narrow type is arithmetic in Python's integers, modulo its width."""
+    bits, info = 8 * dtype_.itemsize, np.iinfo(dtype_.numpy)
+    edges = [info.min, info.min + 1, -3, -1, 0, 1, 2, 7, info.max - 1, info.max]
+    numbers = sorted({n for n in edges if info.min <= n <= info.max})
+    pairs = [(a, b) for a in numbers for b in numbers]
+
+    def wrap(n: int) -> int:
+        n %= 2**bits
+        return n - 2**bits if n > info.max else n
+
+    x, y = (np.array(c, dtype_.numpy) for c in zip(*pairs, strict=True))
+    python: dict[str, Any] = {
+        "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b,
+        "floor_div": lambda a, b: a // b if b else 0, "mod": lambda a, b: a % b if b else 0,
+        "bit_and": lambda a, b: a & b, "bit_or": lambda a, b: a | b, "bit_xor": lambda a, b: a ^ b,
+        "maximum": max, "minimum": min,
+        "shift_left": lambda a, b: a << b if 0 <= b < bits else 0,
+        "shift_right": lambda a, b: a >> (b if 0 <= b < bits else bits - 1),
+        "shift_right_logical": lambda a, b: (a % 2**bits) >> b if 0 <= b < bits else 0,
+    }  # fmt: skip
+    for name, fn in python.items():
+        (out,) = OPS[name](lhs=None, rhs=None).ref(x, y)
+        expected = [wrap(fn(a, b)) for a, b in pairs]
+        assert out.dtype == dtype_.numpy
+        np.testing.assert_array_equal(out, np.array(expected, dtype_.numpy), err_msg=name)
+    for name, one in {"neg": lambda a: -a, "abs": abs, "bit_not": lambda a: ~a}.items():
+        (out,) = OPS[name](x=None).ref(x)
+        expected = [wrap(one(a)) for a, _ in pairs]
+        np.testing.assert_array_equal(out, np.array(expected, dtype_.numpy), err_msg=name)
+
+
+@pytest.mark.parametrize("to", [d for d in DTYPES.values() if not d.is_float], ids=str)
+@pytest.mark.parametrize("of", [d for d in DTYPES.values() if d.is_float], ids=str)
+def test_floats_truncate_and_saturate(of: DType, to: DType) -> None:
+    numbers = [0.0, -0.0, 0.9, -0.9, 1.5, -1.5, 127.5, 128.0, 255.5, 256.0, -129.0, 32768.0, 1e5,
+               2.0**31, -(2.0**31), 2.0**63, -(2.0**63), 1e30, np.inf, -np.inf, np.nan]  # fmt: skip
+    with np.errstate(over="ignore"):
+        x = np.array(numbers).astype(of.numpy)
+    (out,) = Cast(x=None, dtype=to).ref(x)
+    wide = x.astype(np.float64)
+    if to.kind == "bool":
+        expected = [bool(v != 0) for v in wide]
+    else:
+        info = np.iinfo(to.numpy)
+        expected = [
+            0
+            if np.isnan(v)
+            else info.max
+            if v >= info.max
+            else info.min
+            if v <= info.min
+            else int(v)
+            for v in wide
+        ]
+    assert out.dtype == to.numpy
+    assert out.tolist() == expected
+
+
+# ---- several results, other layouts ------------------------------------------------------------
+
+
+def test_each_result_alone_has_the_gradient_of_zeros_elsewhere() -> None:
+    for case in map(in_f64, SLOPED):
+        graph = make_graph(case)
+        if len(graph.outputs) < 2:
+            continue
+        out = run(graph, case.arrays)
+        for i, y in enumerate(out):
+            if not is_float(y):
+                continue
+            ct = np.cos(np.arange(y.size)).reshape(y.shape)
+            alone = run(vjp(graph.with_(outputs=(graph.outputs[i],))), [*case.arrays, ct])
+            zeros = [ct if i == j else np.zeros_like(z) for j, z in enumerate(out) if is_float(z)]
+            for a, b in zip(alone, run(vjp(graph), [*case.arrays, *zeros]), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13, err_msg=case.id)
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_input_grad", "conv2d_weight_grad"])
+def test_convolutions_read_and_write_every_weight_layout(name: str) -> None:
+    for case in (c for c in CASES if c.op.name == name):
+        attributes = dict(case.sample.attributes)
+        groups = attributes.get("groups", 1)
+        (plain,) = run(make_graph(case), case.arrays)
+        first, second = case.arrays
+        oihw = second if name == "conv2d_weight_grad" else second.transpose(3, 2, 0, 1).copy()
+        cls = case.op
+        (out,) = cls(None, None, **attributes, weight_layout="OIHW").ref(first, oihw)
+        if name == "conv2d_weight_grad":
+            np.testing.assert_array_equal(out, plain.transpose(3, 2, 0, 1))
+            continue
+        np.testing.assert_allclose(out, plain, rtol=1e-5, atol=1e-5)
+        back = name == "conv2d_input_grad"
+        for layout, w in (("HWIO", second), ("OIHW", oihw)):
+            packed = PackConv2d(None, layout, groups, back).ref(w)[0]
+            given = {**attributes, "weight_layout": "packed", "kernel_size": second.shape[:2]}
+            b = Builder()
+            x = b.input(types_of((first,))[0])
+            value = b.input(types_of((w,))[0])
+            (p,) = b.emit(PackConv2d(value, layout, groups, back))
+            assert p.type.shape == packed.shape and p.type.layout == "panel16"
+            (y,) = b.emit(cls(x, p, **given))
+            assert y.type.shape == plain.shape
+            (again,) = run(b.build([y]), [first, w])
+            np.testing.assert_allclose(again, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_matmul_of_a_packed_operand() -> None:
+    rng = np.random.default_rng(0)
+    a, w = rng.standard_normal((4, 3)), rng.standard_normal((3, 5))
+    for transpose, given in ((False, w), (True, w.T.copy())):
+        b = Builder()
+        x, v = (b.input(t) for t in types_of((a, given)))
+        (p,) = b.emit(Pack(v, transpose))
+        assert str(p.type) == "f64[3,5]{panel16}"
+        (y,) = b.emit(Matmul(x, p))
+        assert str(y.type) == "f64[4,5]"
+        np.testing.assert_allclose(run(b.build([y]), [a, given])[0], a @ w, rtol=1e-14)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nir.errors import DTypeError, NotDifferentiable, ShapeError, TraceError
+from nir.ir.bind import bind_shapes, concrete
 from nir.ir.dim import Dim
 from nir.ir.graph import Builder, Graph
 from nir.ir.interp import evaluate_region
@@ -181,14 +182,15 @@ class Scan(Op):
             carries = list(out[:n])
             for column, y in zip(ys, out[n:], strict=True):
                 column.append(y)
-        stacked = []
-        for column, v in zip(ys, self.body.outputs[n:], strict=True):
-            rows = column[::-1] if self.reverse else column
-            empty = np.zeros(
-                (0, *(d if isinstance(d, int) else 0 for d in v.type.shape)), v.type.dtype.numpy
-            )
-            stacked.append(np.stack(rows) if rows else empty)
-        return (*carries, *stacked)
+        if not ys or length:
+            return (*carries, *(np.stack(c[::-1] if self.reverse else c) for c in ys))
+        # No step has shown what a slice of ys looks like: its type tells.
+        shapes = (
+            [c.shape for c in carries] + [x.shape[1:] for x in xs] + [c.shape for c in captures]
+        )
+        sizes = bind_shapes(self.body.input_types, shapes)
+        types = [v.type for v in self.body.outputs[n:]]
+        return (*carries, *(np.zeros((0, *concrete(t, sizes)), t.dtype.numpy) for t in types))
 
     def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
         """A second scan forward that keeps its carries, then one in the other direction.

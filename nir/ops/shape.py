@@ -29,6 +29,7 @@ class Reshape(Op):
     x: Value
     shape: Shape
     kind = "movement"
+    view = True
 
     def infer(self) -> tuple[TensorType, ...]:
         negative = any(isinstance(d, int) and d < 0 for d in self.shape)
