@@ -48,7 +48,8 @@ def fold_batch_norm(ctx: Context, op: BatchNormInference) -> Sequence[Expr | Val
     scale = weight * (var + op.eps).rsqrt()
     match linear:
         case Conv2d(w=w):
-            factor = scale.broadcast(w.type.shape, (3,))
+            axis = 0 if linear.weight_layout == "OIHW" else 3
+            factor = scale.broadcast(w.type.shape, (axis,))
             scaled: Op = replace(linear, w=(ctx.expr(w) * factor).value)
         case Matmul(rhs=w, transpose_rhs=transposed):
             axis = w.type.ndim - (2 if transposed else 1)

@@ -8,15 +8,16 @@ graph after the pass, at every compile.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 
 from nir import flags
 from nir.errors import NirError, VerifyError
 from nir.ir.compare import compare
+from nir.ir.dump import Dumper
 from nir.ir.graph import Graph, location_text
 from nir.ir.interp import random_inputs
 from nir.ir.op import Op
@@ -156,16 +157,10 @@ check_order(PIPELINE)
 # ---- running -----------------------------------------------------------------------------------
 
 
-class Dump(Protocol):
-    """Writes a numbered file for a graph; see `nir.ir.dump`."""
-
-    def write(self, name: str, graph: Graph) -> Any: ...
-
-
 def run_pipeline(
     graph: Graph,
     target: Target,
-    dump: Dump | None = None,
+    dump: Dumper | None = None,
     verify: Sequence[np.ndarray] | None = None,
     passes: Sequence[Pass] = PIPELINE,
 ) -> Graph:
@@ -174,25 +169,36 @@ def run_pipeline(
     ``dump`` receives the graph after each pass that changed it. With ``verify``, inputs for the
     graph, the reference interpreter runs it before and after each pass, and a VerifyError names
     the first pass that changes a result, with the op, the user's line and the error in ulp; once
-    memory is planned it runs in the planned arena. NIR_VERIFY=1 verifies on random inputs where
-    none are given.
+    memory is planned it runs in the planned arena. Where they are not given, NIR_DUMP=dir makes a
+    dump and NIR_VERIFY=1 verifies on random inputs.
     """
     check_order(passes)
     if verify is None and flags.verify():
         verify = random_inputs(graph)
+    if dump is None:
+        dump = Dumper.from_flags(graph.name)
     if dump is not None:
         dump.write("traced", graph)
     for p in passes:
-        before, graph = graph, p.run(graph, target)
+        start = time.perf_counter()
+        before, graph = graph, _run(p, graph, target)
+        seconds = time.perf_counter() - start
         _check_signature(p, before, graph)
         _check_facts(p, graph, target)
         if graph is before:
             continue
         if dump is not None:
-            dump.write(p.name, graph)
+            dump.write(p.name, graph, seconds)
         if verify is not None:
             _check_meaning(p, before, graph, verify)
     return graph
+
+
+def _run(p: Pass, graph: Graph, target: Target) -> Graph:
+    try:
+        return p.run(graph, target)
+    except VerifyError as error:
+        raise VerifyError(f"pass {p.name}: {error.message}", error.location) from error
 
 
 def _check_signature(p: Pass, before: Graph, after: Graph) -> None:
@@ -221,5 +227,10 @@ def _check_meaning(p: Pass, before: Graph, after: Graph, inputs: Sequence[np.nda
         difference = compare(before, after, inputs)
     except NirError as error:
         raise VerifyError(f"pass {p.name}: {error.message}", error.location) from error
+    except Exception as error:  # a broken graph fails anywhere; the pass that made it is to blame
+        raise VerifyError(f"pass {p.name} left a graph that does not run: {error!r}") from error
     if difference is not None:
-        raise VerifyError(f"pass {p.name} changed a result: {difference}")
+        # Where an output has become an input, the line is that of the op it was made by.
+        op = before.producer.get(before.outputs[difference.output])
+        line = location_text(op.locs) if op and not difference.location else None
+        raise VerifyError(f"pass {p.name} changed a result: {difference}", line)

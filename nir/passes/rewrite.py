@@ -283,6 +283,8 @@ def rewrite(graph: Graph, rules: Rules) -> Graph:
     Results keep their types, and new ops carry the locations of the ops they replace: both are
     checked here. Raises VerifyError when a rule breaks that, or when rules undo each other.
     """
+    if not any(type(op) in rules for op in graph.nodes):
+        return graph
     return _Driver(graph, rules).run()
 
 
