@@ -149,7 +149,7 @@ class Module:
     def to(self, target: Any) -> Self:
         """Move floating-point state to a dtype, or all state to a device, in place."""
         for _, tensor in self._tensors(lambda *_: True):
-            if not (is_dtype(target) and not tensor.dtype.is_float):
+            if tensor.dtype.is_float or _is_device(target):
                 tensor.data = tensor.to(target)
         return self
 
@@ -198,6 +198,10 @@ def _once(named: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         if id(value) not in seen:
             seen.add(id(value))
             yield path, value
+
+
+def _is_device(target: Any) -> bool:
+    return isinstance(target, str) and target.partition(":")[0] in ("cpu", "cuda")
 
 
 def _as_array(value: Any) -> np.ndarray:

@@ -23,7 +23,7 @@ class LRScheduler:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        self.base_lrs = [group["lr"].item() for group in optimizer.param_groups]
+        self.base_lrs = [group.initial_lr.item() for group in optimizer.param_groups]
         self.last_epoch = 0
         self._write()
 
@@ -49,7 +49,7 @@ class LRScheduler:
 
     def _write(self) -> None:
         for group, rate in zip(self.optimizer.param_groups, self.get_last_lr(), strict=True):
-            group["lr"] = rate
+            group.set_lr(rate)
 
 
 class StepLR(LRScheduler):
@@ -117,11 +117,7 @@ class SequentialLR(LRScheduler):
                 f"got {list(milestones)}"
             )
         self.schedulers, self.milestones = list(schedulers), list(milestones)
-        # Each of the schedulers has written its own epoch 0 by now: the first knows the base.
-        base_lrs = schedulers[0].base_lrs
         super().__init__(optimizer)
-        self.base_lrs = list(base_lrs)
-        self._write()
 
     def rate(self, base: float, epoch: int) -> float:
         i = bisect_right(self.milestones, epoch)
