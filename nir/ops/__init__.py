@@ -1,12 +1,12 @@
 """Every op of nir, one class each (see `nir.ir.op.Op`); importing this fills the registry."""
 
+from nir.ops.cast import Cast
 from nir.ops.control import Cond, CustomVjp, HostCall, Scan
 from nir.ops.conv import Conv2d, Conv2dInputGrad, Conv2dWeightGrad, PackConv2d
 from nir.ops.elementwise import (
     Abs,
     Add,
     BitNot,
-    Cast,
     Ceil,
     Cos,
     Div,
