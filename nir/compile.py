@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -64,10 +65,10 @@ _blobs: dict[tuple[str, str], bytes] = {}
 
 def _blob(kernel: LoopKernel, isa: str) -> bytes:
     """Machine code of a loop, from this process, the disk cache or LLVM."""
-    text = print_llvm(kernel, isa)
+    text = _text(kernel, isa)
     found = _blobs.get((text, isa))
     if found is None:
-        parts = {"kernel": text, "isa": isa, "codegen": CODEGEN_VERSION}
+        parts = {"kernel": text, "isa": isa, "codegen": str(CODEGEN_VERSION)}
         cache = object_cache()
         found = cache.lookup(parts)
         if found is None:
@@ -75,6 +76,11 @@ def _blob(kernel: LoopKernel, isa: str) -> bytes:
             cache.store(parts, found)
         _blobs[text, isa] = found
     return found
+
+
+def _text(kernel: LoopKernel, isa: str) -> str:
+    """The LLVM IR of a loop without comments: they name sizes that the code does not depend on."""
+    return re.sub(r"\s*;.*", "", print_llvm(kernel, isa))
 
 
 def lower(
@@ -93,7 +99,7 @@ class _Lowering:
     calls: list[Call] = field(default_factory=list)
     constants: list[bytes] = field(default_factory=list)
     loops: dict[str, LoopKernel] = field(default_factory=dict)
-    names: dict[object, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
     hosts: dict[str, HostKernel] = field(default_factory=dict)
 
     def run(self) -> tuple[Program, dict[str, LoopKernel], dict[str, HostKernel]]:
@@ -103,7 +109,7 @@ class _Lowering:
             self.place(v, Buffer("input", k, 0, v.type.nbytes))
         for op in graph.nodes:
             self.place_results(op)
-            if not isinstance(op, Constant) and not is_alias(graph, op):
+            if not isinstance(op, Constant) and not is_alias(op):
                 self.call(op)
         program = Program(
             graph.name,
@@ -221,7 +227,7 @@ class _Lowering:
 
     def name_of(self, kernel: LoopKernel, form: str) -> str:
         """A name for a generated kernel: equal loops, whatever their sizes, share one."""
-        code = kernel.code_key
+        code = _text(kernel, self.target.isa)
         name = self.names.get(code)
         if name is None:
             name = self.names[code] = f"loop{len(self.names)}_{form}"

@@ -32,12 +32,12 @@ def _ranges(graph: Graph, env: dict[str, int]) -> list[tuple[int, int, int, int]
     for v in graph.outputs:
         last[v] = end
     for op in reversed(graph.nodes):
-        if is_alias(graph, op):  # a view keeps what it views alive
+        if is_alias(op):  # a view keeps what it views alive
             x = op.operands[0]
             last[x] = max(last.get(x, 0), last[op.results[0]])
     out = []
     for v, p in ((v, graph.plan.placements.get(graph.number[v])) for v in first):
-        if p is not None and p.kind == "arena" and not is_alias(graph, graph.producer[v]):
+        if p is not None and p.kind == "arena" and not is_alias(graph.producer[v]):
             low = -(-value(p.offset, env) // 64) * 64
             out.append((first[v], last[v], low, low + value(v.type.nbytes, env)))
     return out

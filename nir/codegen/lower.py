@@ -89,8 +89,8 @@ def _epilogue(fused: Fused) -> _Region:
     body = fused.body
     heavy = body.nodes[0].results[0]
     index = accumulator_result(fused)
-    rest = Graph(body.name, body.inputs, body.nodes[1:], body.outputs)
-    used = [i for i, v in enumerate(body.inputs) if rest.users[v]] if len(body.nodes) > 1 else []
+    read = {v for op in body.nodes[1:] for v in op.operands}
+    used = [i for i, v in enumerate(body.inputs) if v in read]
     results = [i for i, v in enumerate(body.outputs) if v is not heavy]
     buffers = (
         *(LoopBuffer("operand", i, body.inputs[i].type.dtype.name) for i in used),

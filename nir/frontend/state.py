@@ -47,9 +47,8 @@ def _walk(x: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
         case dict():
             for k, v in x.items():
                 yield from _walk(v, _join(path, k), seen)
-            extra = getattr(x, "__dict__", None)  # a dict with attributes of its own
-            if extra:
-                yield from _walk(dict(extra), path, seen)
+            if hasattr(x, "__dict__"):  # a dict with attributes of its own
+                yield from _walk(vars(x), path, seen)
         case list() | tuple():
             for i, v in enumerate(x):
                 yield from _walk(v, _join(path, i), seen)
@@ -63,7 +62,8 @@ def _walk(x: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
             yield path, x
         case _:
             yield _join(path, "class"), type(x)
-            yield from _walk(dict(getattr(x, "__dict__", {})), path, seen)
+            if hasattr(x, "__dict__"):
+                yield from _walk(vars(x), path, seen)
 
 
 def _join(path: str, key: Any) -> str:

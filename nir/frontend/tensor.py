@@ -372,11 +372,12 @@ class Tensor:
     __hash__ = object.__hash__
 
     def clamp(self, min: Any = None, max: Any = None) -> Tensor:
+        # By comparison, not maximum: at a bound the whole gradient flows, as in PyTorch.
         out = self
         if min is not None:
-            out = binary(ops.Maximum, out, min)
+            out = where(out < min, min, out)
         if max is not None:
-            out = binary(ops.Minimum, out, max)
+            out = where(out > max, max, out)
         return out
 
     clip = clamp

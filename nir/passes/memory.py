@@ -18,7 +18,7 @@ from nir.ir.dim import Dim, Monomial, Poly, evaluate
 from nir.ir.graph import Builder, Graph, MemoryPlan, Placement
 from nir.ir.op import Op, Value
 from nir.ir.program import Target
-from nir.ops import Constant, Reshape
+from nir.ops import Constant, Reshape, Transpose
 from nir.ops.fused import Fused
 
 _ALIGN = 64
@@ -77,7 +77,7 @@ def _separate_outputs(graph: Graph) -> Graph:
         op = graph.producer.get(base)
         if op is None or isinstance(op, Constant) or base in taken:
             locs = graph.producer[v].locs if v in graph.producer else _reader_locs(graph, v)
-            (v,) = b.emit(Reshape(v, v.type.shape), locs)
+            (v,) = b.emit(Transpose(v, tuple(range(v.type.ndim))), locs)  # a copy
             base = v
         taken.add(base)
         outputs.append(v)
@@ -92,16 +92,14 @@ def _reader_locs(graph: Graph, v: Value) -> frozenset:  # type: ignore[type-arg]
     return None  # type: ignore[return-value]
 
 
-def is_alias(graph: Graph, op: Op) -> bool:
-    """Whether ``op`` only renames its operand's storage (a stored copy for an output does not)."""
-    if not isinstance(op, Reshape):
-        return False
-    return not (op.x.type.shape == op.shape and op.result in graph.outputs)
+def is_alias(op: Op) -> bool:
+    """Whether ``op`` only renames its operand's storage: no kernel runs."""
+    return isinstance(op, Reshape)
 
 
 def _base(graph: Graph, v: Value) -> Value:
     op = graph.producer.get(v)
-    while op is not None and is_alias(graph, op):
+    while op is not None and is_alias(op):
         v = op.operands[0]
         op = graph.producer.get(v)
     return v
@@ -116,7 +114,7 @@ def _storages(graph: Graph) -> dict[Value, _Storage]:
     for i, op in enumerate(graph.nodes):
         for v in op.operands:
             table[v].end = max(table[v].end, i)
-        if is_alias(graph, op):
+        if is_alias(op):
             s = table[op.operands[0]]
             s.values.append(op.results[0])
             table[op.results[0]] = s
