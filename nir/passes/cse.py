@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import replace
+from typing import Any
 
 from nir.ir.graph import Graph, attribute_key
 from nir.ir.op import Op, Value
@@ -71,7 +72,7 @@ def merge(graph: Graph) -> Graph:
 
 def _key(op: Op) -> Hashable:
     attributes = tuple(attribute_key(getattr(op, name)) for name in op.attribute_fields)
-    operands: list[int | None] = []
+    operands: list[Any] = []
     for name, arity in op.operand_fields:
         value = getattr(op, name)
         if arity == "many":
@@ -79,5 +80,5 @@ def _key(op: Op) -> Hashable:
         else:
             operands.append(None if value is None else value.id)
     if op.name in COMMUTATIVE:
-        operands.sort()  # type: ignore[type-var]
+        operands.sort()
     return op.name, tuple(operands), attributes, tuple(v.type for v in op.results)

@@ -10,6 +10,8 @@ requires: nothing.  ensures: no elementwise op whose operands are all `Full`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -46,20 +48,18 @@ def _same_bits(data: np.ndarray) -> bool:
 
 def fold_uniform(ctx: Context, op: Op) -> Sequence[Value] | None:
     """An elementwise op on Fulls is a Full."""
-    sources = [ctx.producer(v) for v in op.operands]
-    if not sources or not all(isinstance(s, Full) for s in sources):
+    sources = [s for v in op.operands if isinstance(s := ctx.producer(v), Full)]
+    if not sources or len(sources) < len(op.operands):
         return None
-    values = [s.value for s in sources if isinstance(s, Full)]
-    type_ = op.result.type
-    if any(isinstance(v, Poly) for v in values):
-        return _fold_size(ctx, op, values[0])
-    arrays = [np.full((), x, v.type.dtype.numpy) for x, v in zip(values, op.operands, strict=True)]
+    if any(isinstance(s.value, Poly) for s in sources):
+        return _fold_size(ctx, op, sources[0].value)
     with np.errstate(all="ignore"):
+        arrays = [replace(s, shape=()).ref()[0] for s in sources]
         (out,) = op.ref(*arrays)
-    return [ctx.full(np.asarray(out).reshape(()).item(), type_)]
+    return [ctx.full(np.asarray(out).reshape(()).item(), op.result.type)]
 
 
-def _fold_size(ctx: Context, op: Op, value: Poly) -> Sequence[Value] | None:
+def _fold_size(ctx: Context, op: Op, value: Any) -> Sequence[Value] | None:
     """A size (a Full whose value is a Dim) may change its dtype to a float one."""
     # Sizes fit the significand of the types that a mean divides in.
     if isinstance(op, Cast) and op.result.type.dtype.name in ("f32", "f64", "i64"):
@@ -78,16 +78,10 @@ def fold_constants(ctx: Context, op: Op) -> Sequence[Value] | None:
         return None
     if any(v.type.layout for v in op.results) or not _small(op):
         return None
-    arrays = []
-    for s in sources:
-        if isinstance(s, Constant):
-            arrays.append(s.data)
-        elif isinstance(s, Full) and not isinstance(s.value, Poly) and s.result.type.is_static:
-            arrays.append(np.full(s.result.type.shape, s.value, s.dtype.numpy))
-        else:
-            return None
+    if any(isinstance(s, Full) and isinstance(s.value, Poly) for s in sources):
+        return None
     with np.errstate(all="ignore"):
-        out = op.ref(*arrays)
+        out = op.ref(*(s.ref()[0] for s in sources if s is not None))
     return [ctx.emit(Constant(data=np.array(a, order="C"))) for a in out]
 
 

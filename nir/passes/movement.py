@@ -205,9 +205,8 @@ def slice_(ctx: Context, op: Slice) -> Out:
             step = tuple(a * b for a, b in zip(steps, op.steps, strict=True))
             return [ctx.emit(Slice(x, at, op.sizes, step))]
         case Broadcast(x=x, axes=axes):
-            part = ctx.emit(
-                Slice(x, *(tuple(f[a] for a in axes) for f in (op.starts, op.sizes, op.steps)))
-            )
+            starts, sizes = (tuple(f[a] for a in axes) for f in (op.starts, op.sizes))
+            part = ctx.emit(Slice(x, starts, sizes, tuple(op.steps[a] for a in axes)))
             return [ctx.emit(Broadcast(part, op.sizes, axes))]
         case Pad(x=x, low=low) if all(s == 1 for s in op.steps):
             inside = [

@@ -306,7 +306,9 @@ def in_regions(graph: Graph, fn: Callable[[Graph], Graph]) -> Graph:
     nodes: list[Op] = []
     for op in graph.nodes:
         if not isinstance(op, Fused):
-            new = {name: fn(in_regions(region, fn)) for name, region in op.regions()}
+            new: dict[str, Any] = {
+                name: fn(in_regions(region, fn)) for name, region in op.regions()
+            }
             if any(new[name] is not region for name, region in op.regions()):
                 op, changed = replace(op, **new), True
         nodes.append(op)

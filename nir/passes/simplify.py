@@ -193,8 +193,8 @@ def absolute(ctx: Context, op: Abs) -> Out:
 
 def idempotent(ctx: Context, op: Any) -> Out:
     """f(f(x)) is f(x)."""
-    inner = ctx.producer(op.operands[0])
-    return [op.operands[0]] if type(inner) is type(op) else None
+    x: Value = op.x
+    return [x] if isinstance(ctx.producer(x), type(op)) else None
 
 
 def same_operands(ctx: Context, op: Any) -> Out:
@@ -369,7 +369,7 @@ def _summed(ctx: Context, op: Any, x: Value) -> Value:
 
 def reduce_reduced(ctx: Context, op: Any) -> Out:
     """sum(sum(x)) over all axes at once."""
-    inner = ctx.producer(op.x)
+    inner: Any = ctx.producer(op.x)
     if type(inner) is not type(op) or ctx.uses(op.x) > 1:
         return None
     kept = [a for a in range(inner.x.type.ndim) if a not in inner.axes]
