@@ -103,4 +103,5 @@ def parse_error(text: str, at: int, expected: str, got: str) -> ParseError:
 
 
 def _near(text: str, at: int) -> str:
-    return repr(text[at : at + 12].split("\n")[0]) if at < len(text) else "the end"
+    rest = text[at : at + 12].split("\n")[0].strip()
+    return repr(rest) if rest else "the end of the line"
