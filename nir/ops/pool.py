@@ -158,9 +158,12 @@ class MaxPool2dGrad(_MaxPool):
 
     @classmethod
     def samples(cls) -> Sequence[Sample]:
+        dy = np.cos(np.arange(96, dtype=np.float32))
         return [
-            Sample((_X, np.cos(MaxPool2d.samples()[i].operands[0])[:, : s[0], : s[1]].copy()), w)
-            for i, (w, s) in enumerate(zip(_WINDOWS, ((2, 2), (3, 4)), strict=True))
+            Sample((_X, dy[:24].reshape(2, 2, 2, 3)), _WINDOWS[0]),
+            Sample((_X, dy[:72].reshape(2, 3, 4, 3)), _WINDOWS[1]),
+            Sample((_TIES, dy[:2].reshape(1, 1, 2, 1)), _WINDOWS[0], differentiable=False),
+            Sample((_TIES, dy[:8].reshape(1, 2, 4, 1)), _WINDOWS[1], differentiable=False),
         ]
 
 
@@ -190,7 +193,10 @@ class MaxPool2dSelect(_MaxPool):
 
     @classmethod
     def samples(cls) -> Sequence[Sample]:
-        return [Sample((_X, np.sin(_X)), w) for w in _WINDOWS]
+        return [Sample((_X, np.sin(_X)), w) for w in _WINDOWS] + [
+            Sample((_TIES, np.arange(12, dtype=np.float32).reshape(1, 3, 4, 1)), w, False)
+            for w in _WINDOWS
+        ]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
