@@ -9,6 +9,7 @@ import sys
 from nir.errors import NirError
 from nir.frontend import data, init, nn, optim
 from nir.frontend.checkpoint import load_checkpoint, save_checkpoint
+from nir.frontend.control import cond, custom_vjp, host_call, scan
 from nir.frontend.functional import (
     arange, cat, constant, exp, eye, from_dlpack, from_numpy, full, full_like, linspace, log, matmul,
     maximum, minimum, ones, ones_like, realize, sqrt, stack, stop_gradient, tanh, tensor, where,

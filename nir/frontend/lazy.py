@@ -122,11 +122,11 @@ def adopt(nodes: Iterable[Op], known: dict[Value, Cell], tracks: bool) -> None:
 
 
 def walk(
-    roots: Iterable[Cell], stop: Iterable[Cell] = (), history: bool = False
+    roots: Iterable[Cell], stop: Iterable[Cell] = (), history: bool = False, before: int = 0
 ) -> tuple[list[Record], list[Cell]]:
     """(records in execution order, leaves) that ``roots`` need.
 
-    Stops at ``stop``, at symbolic cells and at stored ones; with ``history`` at those where
+    Stops at ``stop``, at cells older than number ``before``, at symbolic and at stored ones; with ``history`` at those where
     gradients end instead, since they flow through values that are stored already.
     """
     ends = set(stop)
@@ -138,7 +138,7 @@ def walk(
         cell, ready = stack.pop()
         r = cell.record
         done = cell.leaf or not cell.tracks if history else cell.data is not None
-        if r is None or done or cell in ends:
+        if r is None or done or cell in ends or cell.value.id < before:
             leaves.setdefault(cell)
         elif ready:
             if id(r) not in seen:
