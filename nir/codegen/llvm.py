@@ -50,9 +50,9 @@ class _Printer:
         for i, b in enumerate(self.k.buffers):
             at = "%ptrs" if i == 0 else t.let(f"getelementptr ptr, ptr %ptrs, i64 {i}", "a")
             t.line(f"%b{i} = load ptr, ptr {at}  ; {b.kind} {b.index}, {b.dtype}")
-        for i, d in enumerate(self.k.dims):
+        for i in range(len(self.k.dims)):
             at = "%dims" if i == 0 else t.let(f"getelementptr i64, ptr %dims, i64 {i}", "a")
-            t.line(f"%d{i} = load i64, ptr {at}  ; {d}")
+            t.line(f"%d{i} = load i64, ptr {at}")
         if self.k.scratch_slots:
             t.line("%scratch = load ptr, ptr %ctx")
         if self.k.form == "column":
