@@ -136,7 +136,7 @@ def run(kind: str, c: Conv, x, w, dy, isa, row_cuts=(), col_cuts=(), epilogue=No
         strides = [1, taps, taps * cg] if oihw else [cg * c.o, c.o, 1]
         if depthwise:
             strides = [1, taps] if oihw else [c.o, 1]
-        scratch = (256 * 14 + 256 * 256 + rows * min(cols, 256) * oihw) * size + 256 * 16 + 256
+        scratch = (256 * 16 + 256 * 256 + rows * min(cols, 256) * oihw) * size + 256 * 16 + 256
     else:
         grad = kind.endswith("input_grad")
         if depthwise:

@@ -57,32 +57,60 @@ NIR_INLINE bool inside(int64_t i, int64_t n) {
   return static_cast<uint64_t>(i) < static_cast<uint64_t>(n);
 }
 
-// packed[k * rows + row] for the pixels of a block: x where the tap lies inside the image, else 0.
-template <class T>
+// n elements, half <= n <= 2 * half, as two halves that may overlap: no masks and no loop.
+template <int half, class T>
+NIR_INLINE void move(T *dst, const T *src, int n) {
+  struct Half {
+    T x[half];
+  } first, last;
+  memcpy(&first, src, sizeof(Half));
+  memcpy(&last, src + n - half, sizeof(Half));
+  memcpy(dst, &first, sizeof(Half));
+  memcpy(dst + n - half, &last, sizeof(Half));
+}
+template <int half, class T>
+NIR_INLINE void clear(T *dst, int n) {
+  memset(dst, 0, half * sizeof(T));
+  memset(dst + n - half, 0, half * sizeof(T));
+}
+
+// packed[k * kRowStep + row] for one run: x where the tap lies inside the image, else 0.
+template <int half, class T>
 void gather(const ConvDims &d, const T *x, const Pixel *pixels, int64_t steps, const Run &run,
-            int rows, T *packed) {
+            T *packed) {
+  const int n = run.length;
   for (int64_t k = 0; k < steps; ++k) {
-    const Pixel &p = pixels[k];
-    T *dst = packed + k * rows + run.row;
+    const Pixel p = pixels[k];
+    T *dst = packed + k * kRowStep + run.row;
+    const T *src = x + (p.base + run.offset);
     if (!inside(p.h + run.dh, d.H)) {
-      zero_run(dst, run.length);
+      clear<half>(dst, n);
     } else if (inside(p.w + run.dw0, d.W) && inside(p.w + run.dw1, d.W)) {
-      copy_run(dst, x + (p.base + run.offset), run.length);
+      move<half>(dst, src, n);
     } else {
       // A run over several taps, across the left or right edge; its first tap may start in
       // mid-channel.
-      const T *src = x + (p.base + run.offset);
       int64_t c = run.offset % d.C, column = p.w + run.dw0;
-      for (int64_t i = 0; i < run.length; ++column, c = 0) {
-        const int64_t n = min64(d.C - c, run.length - i);
+      for (int64_t i = 0; i < n; ++column, c = 0) {
+        const int64_t m = min64(d.C - c, n - i);
         if (inside(column, d.W))
-          copy_run(dst + i, src + i, n);
+          copy_run(dst + i, src + i, m);
         else
-          zero_run(dst + i, n);
-        i += n;
+          zero_run(dst + i, m);
+        i += m;
       }
     }
   }
+}
+
+template <class T>
+void gather_run(const ConvDims &d, const T *x, const Pixel *pixels, int64_t steps, const Run &run,
+                T *packed) {
+  static_assert(kMaxRows <= 16);
+  if (run.length >= 8) return gather<8>(d, x, pixels, steps, run, packed);
+  if (run.length >= 4) return gather<4>(d, x, pixels, steps, run, packed);
+  if (run.length >= 2) return gather<2>(d, x, pixels, steps, run, packed);
+  gather<1>(d, x, pixels, steps, run, packed);
 }
 
 template <class T>
@@ -114,7 +142,7 @@ void block(nir_ctx *ctx, const ConvDims &d, const T *x, const T *dy, const Outpu
            int64_t group, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
   Scratch s{static_cast<char *>(ctx->scratch)};
   Pixel *pixels = s.take<Pixel>(kBlockK);
-  T *packed_rows = s.take<T>(kBlockK * kMaxRows);
+  T *packed_rows = s.take<T>(kBlockK * kRowStep);
   T *packed_columns = s.take<T>(kBlockK * kColumns);
   // Columns that do not lie side by side are summed in scratch and strewn at the end.
   const int64_t cols = c1 - c0;
@@ -137,7 +165,7 @@ void block(nir_ctx *ctx, const ConvDims &d, const T *x, const T *dy, const Outpu
       tile_rows(r1 - r0, tiles, i, &m, &rows);
       Run runs[kMaxRows];
       const int run_count = list_runs(d, group, r0 + m, rows, runs);
-      for (int j = 0; j < run_count; ++j) gather(d, x, pixels, steps, runs[j], rows, packed_rows);
+      for (int j = 0; j < run_count; ++j) gather_run(d, x, pixels, steps, runs[j], packed_rows);
       const T *a = packed_rows;
       T *start[kMaxRows], *out[kMaxRows];
       for (int r = 0; r < rows; ++r)

@@ -15,7 +15,6 @@ namespace NIR_NS {
 
 constexpr int kPanel = 16;    // columns of a packed panel of B, on every ISA level
 constexpr int kBlockK = 256;  // steps of one chain
-constexpr int kBlockM = 336;  // rows of A packed at a time: 336 KB of f32, within a 1 MB L2
 
 // Rows of the largest tile: as many accumulators as registers allow, two vectors of columns wide.
 #if defined(__AVX512F__)
@@ -26,10 +25,16 @@ constexpr int kMaxRows = 6;
 constexpr int kMaxRows = 4;
 #endif
 constexpr int kMaxVectors = 8;
+// Elements from one k to the next in a packed tile of A: a power of two, so that a row of 14 or
+// fewer floats never crosses a cache line.
+constexpr int kRowStep = kMaxRows > 8 ? 16 : kMaxRows > 4 ? 8 : 4;
+// Rows of A packed at a time, 336 KB of f32 with their padding: within a 1 MB L2.
+constexpr int kPackedRows = 336;
+constexpr int kBlockM = kPackedRows / kRowStep * kMaxRows;
 
 template <class T>
 struct Tile {
-  const T *const *a;  // kPacked: one pointer, step k holds the `rows` elements from k * rows on;
+  const T *const *a;  // kPacked: one pointer, step k holds `rows` elements from k * kRowStep on;
                       // else `rows` pointers per piece, k contiguous
   const T *b;         // first column of the tile, step 0
   int64_t b_step;     // elements from one k to the next
@@ -78,7 +83,7 @@ void tile(const Tile<T> &t) {
 #pragma GCC unroll 2
         for (int u = 0; u < U; ++u) {
           const Vec<T> av =
-              broadcast(kPacked ? a[0][(k + u) * kRows + i] : a[kPacked ? 0 : i][k + u]);
+              broadcast(kPacked ? a[0][(k + u) * kRowStep + i] : a[kPacked ? 0 : i][k + u]);
 #pragma GCC unroll 8
           for (int j = 0; j < kVectors; ++j) acc[i][j] = fma<T>(av, bv[u][j], acc[i][j]);
         }
@@ -162,20 +167,19 @@ NIR_INLINE void tile_rows(int64_t total, int64_t count, int64_t i, int64_t *m, i
   *rows = static_cast<int>(base + (i < rest));
 }
 
-// dst[k * rows + i] = src[i * row_stride + k * k_stride]: the layout of a packed A.
+// dst[k * kRowStep + i] = src[i * row_stride + k * k_stride]: the layout of a packed A.
 template <class T>
 void pack_rows(T *dst, const T *src, int rows, int64_t steps, int64_t row_stride,
                int64_t k_stride) {
   if (row_stride == 1) {
-    for (int64_t k = 0; k < steps; ++k)
-      for (int i = 0; i < rows; ++i) dst[k * rows + i] = src[k * k_stride + i];
+    for (int64_t k = 0; k < steps; ++k) copy_run(dst + k * kRowStep, src + k * k_stride, rows);
     return;
   }
   // Eight steps of each row at a time: a cache line is read once, and the writes stay in L1.
   for (int64_t k0 = 0; k0 < steps; k0 += 8) {
     int64_t k1 = min64(k0 + 8, steps);
     for (int i = 0; i < rows; ++i)
-      for (int64_t k = k0; k < k1; ++k) dst[k * rows + i] = src[i * row_stride + k * k_stride];
+      for (int64_t k = k0; k < k1; ++k) dst[k * kRowStep + i] = src[i * row_stride + k * k_stride];
   }
 }
 

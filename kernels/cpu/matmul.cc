@@ -44,7 +44,7 @@ int32_t block(nir_ctx *ctx, const Problem<T> &p, int64_t m0, int64_t m1, int64_t
   // One tile of rows takes all the columns it can; many tiles share a sliver of B that stays in L1.
   const int64_t sliver = max64(kPanel, tiles == 1 ? kMaxVectors * W : 2 * W);
   T *packed = static_cast<T *>(ctx->scratch);
-  T *tail = packed + kBlockM * kBlockK;  // the last columns of an unpacked B, padded to a panel
+  T *tail = packed + kPackedRows * kBlockK;  // the last columns of an unpacked B, padded to a panel
   const int64_t zero_offset = 0;
   for (int64_t k0 = 0; k0 < p.K; k0 += kBlockK) {
     const int32_t steps = static_cast<int32_t>(min64(kBlockK, p.K - k0));
@@ -54,8 +54,8 @@ int32_t block(nir_ctx *ctx, const Problem<T> &p, int64_t m0, int64_t m1, int64_t
         int64_t m;
         int rows;
         tile_rows(total, tiles, i, &m, &rows);
-        pack_rows(packed + m * steps, p.a + (m0 + m) * p.a_m + k0 * p.a_k, rows, steps, p.a_m,
-                  p.a_k);
+        pack_rows(packed + i * kRowStep * steps, p.a + (m0 + m) * p.a_m + k0 * p.a_k, rows, steps,
+                  p.a_m, p.a_k);
       }
     }
     for (int64_t c = c0; c < c1; c += sliver) {
@@ -74,7 +74,7 @@ int32_t block(nir_ctx *ctx, const Problem<T> &p, int64_t m0, int64_t m1, int64_t
         T *out[kMaxRows], *at_column[kMaxRows];
         for (int r = 0; r < rows; ++r) {
           out[r] = p.c + (m0 + m + r) * p.c_m + c;
-          a[r] = kPacked ? packed + m * steps : p.a + (m0 + m + r) * p.a_m + k0;
+          a[r] = kPacked ? packed + i * kRowStep * steps : p.a + (m0 + m + r) * p.a_m + k0;
         }
         Tile<T> t{a, nullptr, 0, 0, 1, &steps, &zero_offset, at_column, 0, k0 > 0};
         auto column = [&](int64_t j) {

@@ -17,8 +17,9 @@ from nir.targets.kernel_call import KernelCall
 # Constants of kernels/cpu/gemm.h and conv2d*.cc, for the size of scratch.
 PANEL = 16
 BLOCK_K = 256
-BLOCK_M = 336
+PACKED_ROWS = 336
 MAX_ROWS = 14
+ROW_STEP = 16
 BATCH_ROWS = 8 * MAX_ROWS
 MAX_PIECES = 32
 FEW_CHANNELS = 16
@@ -80,7 +81,7 @@ def matmul(op: Matmul) -> KernelCall | None:
         cols=n,
         row_grain=8,
         col_grain=2 * PANEL,
-        scratch=(BLOCK_M * BLOCK_K + BLOCK_K * PANEL) * size,
+        scratch=(PACKED_ROWS * BLOCK_K + BLOCK_K * PANEL) * size,
         work=_quarter(batch * m * n * k),
         pack=None if packed or by_rows else 1,
     )  # fmt: skip
@@ -187,7 +188,7 @@ def conv2d_weight_grad(op: Conv2dWeightGrad) -> KernelCall | None:
     dims = _window(op, x.shape, dy.shape, (kh, kw))
     depthwise = ci == 1 and co == op.groups
     sums = 0 if strides[2] == 1 else taps * ci * min(co, GRAD_COLUMNS)
-    scratch = (BLOCK_K * (MAX_ROWS + GRAD_COLUMNS) + sums) * size + BLOCK_K * 16 + 4 * _LINE
+    scratch = (BLOCK_K * (ROW_STEP + GRAD_COLUMNS) + sums) * size + BLOCK_K * 16 + 4 * _LINE
     s_tap, _, s_co = strides
     return KernelCall(
         f"nir_conv2d{'_depthwise' if depthwise else ''}_weight_grad_{dtype}",
