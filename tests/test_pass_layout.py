@@ -98,6 +98,16 @@ CASES: dict[str, tuple[tuple[str, ...], Fn, Fn | None]] = {
         lambda x: x.transpose(NHWC).cum_sum(3),
         lambda x: x.cum_sum(1).transpose(NHWC),
     ),
+    "softmax over channels": (
+        (Y,),
+        lambda y: y.transpose(NCHW).softmax(1),
+        lambda y: y.softmax(3).transpose(NCHW),
+    ),
+    "mean over pixels": (
+        (Y,),
+        lambda y: y.transpose(NCHW).mean((2, 3)),
+        lambda y: y.mean((1, 2)),
+    ),
     "pad as it lies": (
         (X,),
         lambda x: x.transpose(NHWC).pad((0, 1, 2, 0), (0, 3, 4, 5), 1.0),

@@ -36,11 +36,15 @@ from nir.ops import (
     Flip,
     Full,
     Iota,
+    LogSoftmax,
+    LogSumExp,
     Max,
+    Mean,
     Min,
     Pad,
     Prod,
     Slice,
+    Softmax,
     Sum,
     Transpose,
 )
@@ -127,7 +131,8 @@ def sink_arg_reduction(ctx: Context, op: Any) -> Sequence[Value] | None:
     return None
 
 
-def sink_cumsum(ctx: Context, op: CumSum) -> Sequence[Value] | None:
+def sink_along_axis(ctx: Context, op: Any) -> Sequence[Value] | None:
+    """Softmax and cumulative sums run along the axis where it lies."""
     match ctx.producer(op.x):
         case Transpose(x=x, perm=perm):
             return [ctx.emit(Transpose(ctx.emit(replace(op, x=x, axis=perm[op.axis])), perm))]
@@ -253,10 +258,10 @@ def write_oihw(ctx: Context, op: Transpose) -> Sequence[Value] | None:
 
 _SINKS: Rules = {
     **{cls: (sink_elementwise,) for cls in OPS.values() if cls.kind == "elementwise"},
-    **{cls: (sink_reduction,) for cls in (Sum, Prod, Max, Min)},
+    **{cls: (sink_reduction,) for cls in (Sum, Mean, Prod, Max, Min, LogSumExp)},
     **{cls: (sink_arg_reduction,) for cls in (ArgMax, ArgMin)},
     **{cls: (sink_movement,) for cls in (Pad, Slice, Dilate, Flip)},
-    CumSum: (sink_cumsum,),
+    **{cls: (sink_along_axis,) for cls in (CumSum, Softmax, LogSoftmax)},
     Concat: (sink_concat,),
     Transpose: (hoist, write_oihw),
     Conv2d: (read_oihw,),
