@@ -9,9 +9,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from nir import flags
 from nir.codegen import CODEGEN_VERSION, LoopKernel, compile_blob, lower_fused, print_llvm
-from nir.errors import UnsupportedError
+from nir.errors import UnsupportedError, VerifyError
+from nir.ir.compare import agree, worst
+from nir.ir.dump import Dumper
 from nir.ir.graph import Graph, location_text
+from nir.ir.interp import random_inputs, run
 from nir.ir.location import Location
 from nir.ir.op import Op, Value
 from nir.ir.program import Buffer, Call, Donation, Epilogue, Program, Target
@@ -19,7 +23,14 @@ from nir.ops import Constant, HostCall
 from nir.ops.fused import Fused
 from nir.passes.memory import is_alias
 from nir.passes.pipeline import run_pipeline
-from nir.runtime import Executable, HostKernel, InterpExecutable, get_num_threads, object_cache
+from nir.runtime import (
+    Executable,
+    HostKernel,
+    InterpExecutable,
+    as_storage,
+    get_num_threads,
+    object_cache,
+)  # fmt: skip
 from nir.targets import cpu
 from nir.targets.kernel_call import KernelCall
 
@@ -34,9 +45,15 @@ def compile_graph(graph: Graph, target: str | Target = "cpu") -> Executable | In
     machine = resolve_target(target)
     if machine.name == "interp":
         return InterpExecutable(graph)
-    lowered = run_pipeline(graph, machine)
+    dump = Dumper.from_flags(graph.name)
+    # Host functions may have effects: they run once a run, never for a comparison.
+    checked = flags.verify() and not _calls_host(graph)
+    inputs = random_inputs(graph) if checked else None
+    lowered = run_pipeline(graph, machine, dump, inputs)
     program, loops, hosts = lower(lowered, machine)
-    return Executable(
+    if dump is not None:
+        dump.write_program(program)
+    executable = Executable(
         program,
         graph=lowered,
         compile_seconds=time.perf_counter() - start,
@@ -44,6 +61,31 @@ def compile_graph(graph: Graph, target: str | Target = "cpu") -> Executable | In
         hosts=hosts,
         isa=machine.isa,
     )
+    if inputs is not None:
+        _check_outputs(graph, executable, inputs)
+    return executable
+
+
+def _calls_host(graph: Graph) -> bool:
+    return any(
+        isinstance(op, HostCall) or any(_calls_host(region) for _, region in op.regions())
+        for op in graph.nodes
+    )
+
+
+def _check_outputs(graph: Graph, executable: Executable, inputs: Sequence[np.ndarray]) -> None:
+    """Compare a run of the program with the reference interpreter."""
+    got = executable.run([as_storage(x) for x in inputs])
+    for k, (out, expected) in enumerate(zip(got, run(graph, inputs), strict=True)):
+        array = out.numpy().reshape(expected.shape)
+        if not agree(expected, array):
+            index, ulp = worst(expected, array)
+            op = graph.producer.get(graph.outputs[k])
+            raise VerifyError(
+                f"lowering changed output {k} ({op.name if op else 'input'}): at {index} expected "
+                f"{expected[index]}, got {array[index]} ({ulp:.3g} ulp)",
+                location_text(op.locs) if op else None,
+            )
 
 
 def resolve_target(target: str | Target) -> Target:

@@ -5,12 +5,12 @@ from nir.codegen.c import print_c
 from nir.codegen.engine import assembly, compile_blob, compile_object
 from nir.codegen.llvm import ISA_LEVELS, print_llvm
 from nir.codegen.loop import LoopBuffer, LoopKernel
-from nir.codegen.lower import accumulator_result, lower_fused
+from nir.codegen.lower import lower_fused
 
 # Part of every cache key: changes with the meaning or the form of generated code.
 CODEGEN_VERSION = 1
 
 __all__ = [
-    "CODEGEN_VERSION", "ISA_LEVELS", "LoopBuffer", "LoopKernel", "accumulator_result", "assembly",
+    "CODEGEN_VERSION", "ISA_LEVELS", "LoopBuffer", "LoopKernel", "assembly",
     "compile_blob", "compile_object", "link", "lower_fused", "print_c", "print_llvm",
 ]  # fmt: skip

@@ -78,7 +78,8 @@ def link(obj: bytes, isa: str, entry: str) -> bytes:
 
 
 def _header(isa: str, text_size: int, image: bytes, entry: int) -> bytes:
-    fields = (_MAGIC, _VERSION, _X86_64, _ISA_NUMBERS[isa], _HEADER.size, text_size, len(image), entry)
+    sizes = (_HEADER.size, text_size, len(image), entry)
+    fields = (_MAGIC, _VERSION, _X86_64, _ISA_NUMBERS[isa], *sizes)
     crc = zlib.crc32(image)
     first = _HEADER.pack(*fields, crc, 0, 0)[:52]
     return _HEADER.pack(*fields, crc, zlib.crc32(first), 0)
@@ -89,7 +90,7 @@ def _sections(obj: bytes) -> list[_Section]:
         raise CodegenError("object: not a 64-bit little-endian ELF file")
     kind, machine = struct.unpack_from("<HH", obj, 16)
     if (kind, machine) != (_ET_REL, _EM_X86_64):
-        raise CodegenError(f"object: expected relocatable x86-64, got type {kind}, machine {machine}")
+        raise CodegenError(f"object: not relocatable x86-64: type {kind}, machine {machine}")
     (table,) = struct.unpack_from("<Q", obj, 40)
     entry_size, count, names_at = struct.unpack_from("<HHH", obj, 58)
     raw = [struct.unpack_from("<IIQQQQIIQQ", obj, table + i * entry_size) for i in range(count)]

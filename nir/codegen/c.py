@@ -12,7 +12,14 @@ from collections.abc import Iterable, Sequence
 from nir.codegen.llvm_ops import scalar_literal
 from nir.codegen.loop import INNER, LANES, LEAD, OUTER, ROW, LoopKernel, Stage
 from nir.codegen.nodes import (
-    COMBINE, COMPARISONS, FLOATS, Affine, Node, constant_value, int_bits, int_range,
+    COMBINE,
+    COMPARISONS,
+    FLOATS,
+    Affine,
+    Node,
+    constant_value,
+    int_bits,
+    int_range,
     reduction_identity,
 )  # fmt: skip
 from nir.ir.dim import Dim, prod
@@ -144,12 +151,11 @@ class _Printer:
         source = self.k.nodes[node.args[0]].dtype if node.args else node.dtype
         match node.op:
             case "load":
-                buffer, offset = node.attr  # type: ignore[misc]
-                return f"b{buffer}[{self.value_of(offset)}]"
+                return f"b{node.buffer}[{self.value_of(node.offset)}]"
             case "index":
-                return self.value_of(node.attr)  # type: ignore[arg-type]
+                return self.value_of(node.offset)
             case "size":
-                return self.dim(node.attr)  # type: ignore[arg-type]
+                return self.dim(node.attr)
             case "select":
                 return f"{args[0]} ? {args[1]} : {args[2]}"
             case "convert":

@@ -1,8 +1,8 @@
-"""LLVM, through llvmlite: textual IR to machine code for a named ISA level. Imported on use only."""
+"""LLVM, through llvmlite: textual IR to machine code for an ISA level. Imported on use only."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from nir.codegen.blob import link
@@ -13,7 +13,7 @@ _CPU = {"plain": "x86-64", "avx2": "haswell", "avx512": "skylake-avx512"}
 _TRIPLE = "x86_64-unknown-linux-gnu"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _machine(isa: str) -> Any:
     import llvmlite.binding as llvm
 

@@ -13,10 +13,10 @@ _DTYPES = ("f64", "f32", "i64", "i32", "i16", "i8", "u8", "bool")
 
 
 def expand(op: Op, args: list[E]) -> E:
-    """The node for an elementwise ``op`` of nodes. UnsupportedError names an op without a formula."""
+    """The node for an elementwise ``op``. UnsupportedError names an op without a formula."""
     for v in (*op.operands, *op.results):
         if v.type.dtype.name not in _DTYPES:
-            raise UnsupportedError(f"{op.name}: no generated code for {v.type.dtype} yet ({v.type})")
+            raise UnsupportedError(f"{op.name}: no generated code for {v.type.dtype} ({v.type})")
     if op.name == "cast":
         return cast(args[0], op.results[0].type.dtype.name)
     formula = _FORMULAS.get(op.name)

@@ -134,9 +134,9 @@ class LoopKernel:
                 found |= out[a]
             match node.op:
                 case "load":
-                    found = self._level_of(node.attr[1])  # type: ignore[index]
+                    found = self._level_of(node.offset)
                 case "index":
-                    found = self._level_of(node.attr)  # type: ignore[arg-type]
+                    found = self._level_of(node.offset)
                 case "reduce" if self.form == "column":
                     found = (found & ~LEAD) | ROW | INNER
                 case "reduce":
@@ -174,7 +174,8 @@ class LoopKernel:
         for n, node in enumerate(self.nodes):
             if self.level[n] & INNER or node.op == "reduce":
                 found.update(a for a in node.args if not self.level[a] & INNER)
-        found.update(s.node for s in self.stores if not s.per_row and not self.level[s.node] & INNER)
+        whole = [s.node for s in self.stores if not s.per_row]
+        found.update(n for n in whole if not self.level[n] & INNER)
         return frozenset(found)
 
     @cached_property
@@ -218,9 +219,8 @@ class LoopKernel:
                 (n, "result", stored[n]) if n in stored else (n, "scratch", slots[n])
                 for n in sorted(reloads)
             ]
-            out.append(
-                Stage(tuple(sorted(needed)), tuple(stores), tuple(ends), tuple(fresh), tuple(sources))
-            )
+            order = tuple(sorted(needed))
+            out.append(Stage(order, tuple(stores), tuple(ends), tuple(fresh), tuple(sources)))
         return tuple(out)
 
     def _needed(self, roots: list[int], done: set[int]) -> tuple[set[int], set[int]]:
@@ -284,11 +284,11 @@ def symbolic_sizes(kernel: LoopKernel) -> tuple[Dim, ...]:
     for node in kernel.nodes:
         match node.op:
             case "load":
-                use_affine(node.attr[1])  # type: ignore[index]
+                use_affine(node.offset)
             case "index":
-                use_affine(node.attr)  # type: ignore[arg-type]
+                use_affine(node.offset)
             case "size":
-                use(node.attr)  # type: ignore[arg-type]
+                use(node.attr)
     for sizes in (kernel.row_sizes, kernel.lead_sizes, kernel.outer_sizes):
         # The outermost size of a group is never divided by.
         for d in sizes[1:]:

@@ -6,16 +6,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from nir.codegen.loop import (
-    INNER, LANES, LEAD, LoopBuffer, LoopKernel, OUTER, Store, symbolic_sizes,
+    INNER,
+    LANES,
+    LEAD,
+    OUTER,
+    LoopBuffer,
+    LoopKernel,
+    Store,
+    symbolic_sizes,
 )  # fmt: skip
 from nir.codegen.nodes import ITEMSIZE, Affine, Node, Nodes, affine
 from nir.codegen.pull import Pull, Refine, reduced_axes
 from nir.errors import CodegenError, UnsupportedError
 from nir.ir.dim import Dim, Shape, ceildiv, prod
 from nir.ir.graph import Graph
-from nir.ir.op import Op, Value
+from nir.ir.op import Value
 from nir.ops import Max, Min, Prod, Sum
-from nir.ops.fused import Fused, ReducePartial
+from nir.ops.fused import Fused, ReducePartial, accumulator_result
 
 # Columns of a piece that one thread takes where columns are split: 16 KB of f32.
 _COL_GRAIN = 4096
@@ -73,9 +80,7 @@ def _whole(fused: Fused, space: Shape, level: int, chunk: int | None = None) -> 
 
 
 def _reducing(fused: Fused) -> _Region:
-    found = [
-        op for op in fused.body.nodes if isinstance(op, (Sum, Prod, Max, Min, ReducePartial))
-    ]
+    found = [op for op in fused.body.nodes if isinstance(op, (Sum, Prod, Max, Min, ReducePartial))]
     shapes = {(op.operands[0].type.shape, reduced_axes(op)) for op in found}
     chunks = {op.chunk if isinstance(op, ReducePartial) else None for op in found}
     if len(shapes) != 1 or len(chunks) != 1:
@@ -103,20 +108,6 @@ def _epilogue(fused: Fused) -> _Region:
     shape = heavy.type.shape
     # Tiles are ranges of rows and columns: the last axis stays apart from the others.
     return _Region("epilogue", body, shape, max(len(shape) - 1, 0), outputs, buffers, of)
-
-
-def accumulator_result(fused: Fused) -> int:
-    """The result of an epilogue region in whose storage the heavy op accumulates.
-
-    The heavy result itself where it is stored, else the first result of its dtype.
-    """
-    heavy = fused.body.nodes[0].results[0]
-    if heavy in fused.body.outputs:
-        return fused.body.outputs.index(heavy)
-    for i, v in enumerate(fused.body.outputs):
-        if v.type.dtype == heavy.type.dtype:
-            return i
-    raise CodegenError(f"fused: no result of dtype {heavy.type.dtype} for the accumulator")
 
 
 def _kernel(region: _Region) -> LoopKernel:
@@ -158,17 +149,11 @@ def _build(region: _Region, space: Shape, level: int) -> LoopKernel:
 
 
 def _offsets(table: Iterable[Node]) -> list[Affine]:
-    out = []
-    for node in table:
-        if node.op == "load":
-            out.append(node.attr[1])  # type: ignore[index]
-        elif node.op == "index":
-            out.append(node.attr)
-    return out  # type: ignore[return-value]
+    return [node.offset for node in table if node.op in ("load", "index")]
 
 
 def _merge(group: Sequence[int], space: Shape, offsets: Sequence[Affine]) -> list[tuple[int, Dim]]:
-    """(last old axis, size) of each run: axes a, b join where stepping a equals b's whole extent."""
+    """(last old axis, size) of each run: axes join where stepping one spans the next one whole."""
     out: list[tuple[int, Dim]] = []
     for a in group:
         size = space[a]
@@ -244,10 +229,9 @@ def _renumber(table: Sequence[Node], axis: dict[int, int]) -> list[Node]:
     for node in table:
         match node.op:
             case "load":
-                buffer, offset = node.attr  # type: ignore[misc]
-                node = replace(node, attr=(buffer, moved(offset)))
+                node = replace(node, attr=(node.buffer, moved(node.offset)))
             case "index":
-                node = replace(node, attr=moved(node.attr))  # type: ignore[arg-type]
+                node = replace(node, attr=moved(node.offset))
         out.append(node)
     return out
 

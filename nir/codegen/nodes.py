@@ -14,8 +14,8 @@ index, or an operation on other nodes. Operations are the primitives that every 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from nir.ir.dim import Dim, symbols
 
@@ -25,7 +25,6 @@ ITEMSIZE = {
     "f64": 8, "i64": 8, "f32": 4, "i32": 4, "i16": 2, "i8": 1, "u8": 1, "bool": 1,
 }  # fmt: skip
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
-# The float identity of max is -inf: a maximum of nothing is that, and nan still wins.
 _INT_BITS = {"i64": 64, "i32": 32, "i16": 16, "i8": 8, "u8": 8}
 
 
@@ -80,7 +79,19 @@ class Node:
     op: str
     dtype: str
     args: tuple[int, ...] = ()
-    attr: object = None
+    attr: Any = None
+
+    @property
+    def buffer(self) -> int:
+        """What a load reads."""
+        return int(self.attr[0])
+
+    @property
+    def offset(self) -> Affine:
+        """Where a load reads, in elements; or the index that an index node is."""
+        found = self.attr[1] if self.op == "load" else self.attr
+        assert isinstance(found, Affine)
+        return found
 
 
 @dataclass(slots=True)
@@ -259,6 +270,3 @@ def horner(x: E, coefficients: tuple[float, ...]) -> E:
     for c in coefficients[1:]:
         total = total.fma(x, c)
     return total
-
-
-Formula = Callable[..., E]

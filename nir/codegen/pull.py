@@ -1,7 +1,7 @@
-"""From a region's body to nodes, by pulling: a result's element as an expression of input elements.
+"""From a region's body to nodes, by pulling: elements of results as expressions of elements of inputs.
 
-A value is asked for at an index, one `Affine` of the loop axes for each of its axes. Elementwise ops
-pass the index on, movement ops rewrite it, inputs turn it into an offset. A reshape whose index
+A value is asked for at an index, one `Affine` of the loop axes for each of its axes. Elementwise
+ops pass the index on, movement ops rewrite it, inputs turn it into an offset. A reshape whose index
 cannot be taken apart asks for a finer iteration space (`Refine`), and pulling starts again.
 """
 
@@ -19,7 +19,18 @@ from nir.ir.dim import Dim, Poly, Shape, exact_div
 from nir.ir.graph import Graph
 from nir.ir.op import Op, Value
 from nir.ops import (
-    Broadcast, Constant, Flip, Full, Iota, Max, Min, Prod, Reshape, Slice, Sum, Transpose,
+    Broadcast,
+    Constant,
+    Flip,
+    Full,
+    Iota,
+    Max,
+    Min,
+    Prod,
+    Reshape,
+    Slice,
+    Sum,
+    Transpose,
 )  # fmt: skip
 from nir.ops.fused import ReducePartial
 
@@ -136,7 +147,8 @@ class Pull:
 
     def _load(self, v: Value, shape: Shape, index: Index) -> int:
         dtype = v.type.dtype.name
-        offset, stride = Affine(0), 1
+        offset = Affine(0)
+        stride: Dim = 1
         for size, i in zip(reversed(shape), reversed(index), strict=True):
             offset = offset.plus(i.scaled(stride))
             stride = stride * size
@@ -171,7 +183,8 @@ class Pull:
                     return None
                 parts.append(loop)
                 extent = extent * self.sizes[loop]
-            index, stride = Affine(0), 1
+            index = Affine(0)
+            stride: Dim = 1
             for loop in reversed(parts):
                 index = index.plus(self.axis(loop).scaled(stride))
                 stride = stride * self.sizes[loop]
@@ -184,7 +197,8 @@ class Pull:
             return tuple(Affine(0) for _ in old)
         out: list[Affine] = []
         for news, olds in axis_groups(new, old):
-            linear, stride = Affine(0), 1
+            linear = Affine(0)
+            stride: Dim = 1
             for a in reversed(news):
                 linear = linear.plus(index[a].scaled(stride))
                 stride = stride * new[a]
@@ -209,7 +223,8 @@ class Pull:
 
     def _divide(self, linear: Affine, size: Dim, sizes: list[Dim]) -> tuple[Affine, Affine]:
         """(linear // size, linear % size), where the parts are plain to see."""
-        high, low = {}, {}
+        high: dict[int, Dim] = {}
+        low: dict[int, Dim] = {}
         for a, c in linear.terms:
             q = exact_div(c, size)
             (low if q is None else high)[a] = c if q is None else q
@@ -219,7 +234,8 @@ class Pull:
         for a, c in low.items():
             top = top + c * (self.sizes[a] - 1)
         room = size - 1 - top
-        positive = all(isinstance(c, int) and c > 0 or not isinstance(c, int) for c in low.values())
+        # A symbolic coefficient is a product of sizes.
+        positive = all(not isinstance(c, int) or c > 0 for c in low.values())
         if positive and isinstance(room, int) and room >= 0:
             return (
                 Affine(base_q or 0, tuple(high.items())),
@@ -232,8 +248,8 @@ class Pull:
 
 def _converted(value: object, dtype: np.dtype) -> float:
     with np.errstate(all="ignore"):
-        out = np.asarray(value).astype(dtype)
-    return out.item()
+        number: float = np.asarray(value).astype(dtype).item()
+    return number
 
 
 def reduced_axes(op: Op) -> tuple[int, ...]:
@@ -248,7 +264,8 @@ def axis_groups(new: Shape, old: Shape) -> list[tuple[list[int], list[int]]]:
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(new) or j < len(old):
-        left, right = [], []
+        left: list[int] = []
+        right: list[int] = []
         a: Dim = 1
         b: Dim = 1
         while True:

@@ -2,9 +2,9 @@
 
 Each reduces its argument to a small interval and evaluates a polynomial there. The coefficients
 are Chebyshev fits, computed with 60 digits and rounded. Bounds on the error, measured against
-float64 (f32) and extended precision (f64), stand in ``ULP`` and are enforced by the tests. nan goes through, and -0, inf and
-overflow come out as IEEE 754 recommends. sin and cos are within their bounds for |x| <= 1e5 and
-lose digits beyond, since the argument is reduced with 119 bits of pi / 2.
+float64 (f32) and extended precision (f64), stand in ``ULP`` and are enforced by the tests. nan goes
+through, and -0, inf and overflow come out as IEEE 754 recommends. sin and cos are within their
+bounds for |x| <= 1e5 and lose digits beyond: the argument is reduced with 119 bits of pi / 2.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ _F64 = _Format(
     -60.0, 22.0, 0x3FE6A09E667F3BCD, 2.0**-1022, 54,
 )  # fmt: skip
 # exp itself needs one term less than expm1 in f32.
-_EXP32 = (0.001392625083149798, 0.008363232883682618, 0.041666554212984146, 0.16666576666119928, 0.5)
+_EXP32 = (
+    0.001392625083149798, 0.008363232883682618, 0.041666554212984146, 0.16666576666119928, 0.5,
+)  # fmt: skip
 # (log(1 + f) - f + f^2 / 2) / f^3 on sqrt(1/2) - 1 <= f <= sqrt(2) - 1
 _LOG32 = (
     0.06971611471451178, -0.11479733846637635, 0.1168541992348674, -0.12425687331451106,
@@ -246,7 +248,7 @@ def log1p(x: E) -> E:
 
 
 def erf(x: E) -> E:
-    """x (1 + P(x^2)) near 0; else 1 - erfc(|x|), with x's sign, erfc from its logarithm or exp(x^2)."""
+    """x (1 + P(x^2)) near 0; else 1 - erfc(|x|) with x's sign."""
     a = abs(x)
     if x.dtype == "f32":
         inside = x.fma(horner(x * x, _ERF32), x)
@@ -370,7 +372,8 @@ def _power32(x: E, y: E) -> E:
 def _special_powers(power: E, x: E, y: E) -> E:
     a = abs(x)
     grows = select(a > 1, y > 0, y < 0)
-    power = select(a.eq(0) | a.eq(math.inf) | abs(y).eq(math.inf), select(grows, math.inf, x.of(0)), power)
+    extreme = a.eq(0) | a.eq(math.inf) | abs(y).eq(math.inf)
+    power = select(extreme, select(grows, math.inf, x.of(0)), power)
     power = select(a.eq(1), x.of(1), power)
     whole = y.op("trunc").eq(y)
     half = y * 0.5

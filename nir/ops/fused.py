@@ -115,3 +115,17 @@ class Fused(Op):
 
     def regions(self) -> Iterator[tuple[str, Any]]:
         yield "body", self.body
+
+
+def accumulator_result(fused: Fused) -> int:
+    """The result of an epilogue region in whose storage the heavy op accumulates.
+
+    The heavy result itself where it is stored, else the first result of its dtype.
+    """
+    heavy = fused.body.nodes[0].results[0]
+    if heavy in fused.body.outputs:
+        return fused.body.outputs.index(heavy)
+    for i, v in enumerate(fused.body.outputs):
+        if v.type.dtype == heavy.type.dtype:
+            return i
+    raise VerifyError(f"fused: no result of dtype {heavy.type.dtype} for the accumulator")

@@ -19,7 +19,7 @@ from nir.ir.graph import Builder, Graph, MemoryPlan, Placement
 from nir.ir.op import Op, Value
 from nir.ir.program import Target
 from nir.ops import Constant, Reshape, Transpose
-from nir.ops.fused import Fused
+from nir.ops.fused import Fused, ReducePartial, accumulator_result
 
 _ALIGN = 64
 # Symbols take this value when buffers are compared for size; any choice is correct.
@@ -133,24 +133,29 @@ def _unique(storages: dict[Value, _Storage]) -> list[_Storage]:
 
 
 def _identity_reads(op: Op) -> list[tuple[Value, Value]]:
-    """(operand, result) pairs of a map in which the result may take the operand's place.
+    """(operand, result) pairs in which the result may take the operand's place.
 
-    That is so when every element of the operand is read for the same element of the results only.
+    That is so when a loop reads every element of the operand for the same element of the results
+    only, and before it writes them: in maps, in what follows the reductions of a column region,
+    and in epilogues but for the result that the heavy op has written already.
     """
-    if not (isinstance(op, Fused) and op.form == "map"):
+    if not isinstance(op, Fused) or not op.results:
         return []
+    results = list(op.results)
+    match op.form:
+        case "epilogue":
+            del results[accumulator_result(op)]
+        case "column" if any(isinstance(n, ReducePartial) for n in op.body.nodes):
+            return []
+        case "row":
+            return []
     body = op.body
     space = op.results[0].type.shape
     pairs = []
     for outer, inner in zip(op.inputs, body.inputs, strict=True):
-        whole = outer.type.shape == space and op.inputs.count(outer) == 1
-        if whole and all(u.kind == "elementwise" for u in body.users[inner]):
-            # What elementwise ops make of it must not be moved either.
-            if _moved(body, inner):
-                continue
-            for r in op.results:
-                if r.type.dtype.itemsize == outer.type.dtype.itemsize:
-                    pairs.append((outer, r))
+        if outer.type.shape != space or op.inputs.count(outer) != 1 or _moved(body, inner):
+            continue
+        pairs += [(outer, r) for r in results if r.type.nbytes == outer.type.nbytes]
     return pairs
 
 
