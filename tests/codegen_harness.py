@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
+import itertools
 import mmap
 import pathlib
 import struct
@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from kernel_harness import Ctx
 
 from nir.codegen import LoopKernel, compile_blob, lower_fused, print_c, print_llvm
 from nir.ir.dim import Dim, Poly, symbol, value
@@ -21,7 +22,6 @@ from nir.ir.interp import run
 from nir.ir.types import TensorType, dtype
 from nir.ops.expr import Expr
 from nir.ops.fused import Fused
-from kernel_harness import Ctx
 
 I64, PTR = ctypes.c_int64, ctypes.c_void_p
 KERNEL = ctypes.CFUNCTYPE(ctypes.c_int32, PTR, PTR, PTR, I64, I64, I64, I64)
@@ -40,7 +40,7 @@ _libc.mprotect.argtypes = (PTR, ctypes.c_size_t, ctypes.c_int)
 _mapped: list[object] = []  # code stays mapped until the process ends
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _map(blob: bytes) -> Callable[..., int]:
     size, entry = struct.unpack_from("<QQ", blob, 32)
     memory = mmap.mmap(-1, size)
@@ -52,21 +52,20 @@ def _map(blob: bytes) -> Callable[..., int]:
     return KERNEL(start + entry)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def llvm_function(text: str, isa: str) -> Callable[..., int]:
     return _map(compile_blob(text, isa))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def c_function(text: str) -> Callable[..., int]:
     """The kernel of a C text, with fused multiply-adds only where the text has them."""
-    folder = pathlib.Path(tempfile.gettempdir()) / f"nir-c-{hashlib.sha256(text.encode()).hexdigest()}"
-    folder.mkdir(exist_ok=True)
-    (folder / "k.c").write_text(text)
-    flags = ["-O1", "-ffp-contract=off", "-mavx2", "-mfma", "-Wall", "-Wextra", "-Werror", "-std=c11"]
-    command = ["gcc", *flags, "-fPIC", "-shared", "k.c", "-o", "k.so", "-lm"]
-    subprocess.run(command, cwd=folder, check=True)
-    library = ctypes.CDLL(str(folder / "k.so"))
+    flags = "-std=c11 -O1 -ffp-contract=off -mavx2 -mfma -Wall -Wextra -Werror -fPIC -shared"
+    with tempfile.TemporaryDirectory() as folder:
+        (pathlib.Path(folder) / "k.c").write_text(text)
+        command = ["gcc", *flags.split(), "k.c", "-o", "k.so", "-lm"]
+        subprocess.run(command, cwd=folder, check=True)
+        library = ctypes.CDLL(f"{folder}/k.so")
     _mapped.append(library)
     return ctypes.cast(library.k, KERNEL)
 
@@ -133,9 +132,9 @@ def parse_type(text: str) -> TensorType:
     return TensorType(dtype(name), shape)
 
 
-def splits(kernel: LoopKernel, env: dict[str, int], seed: int = 0) -> list[tuple[int, int, int, int]]:
+def splits(kernel: LoopKernel, env: dict[str, int]) -> list[tuple[int, int, int, int]]:
     """The space cut at random rows and, where they may be cut, at multiples of the column grain."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     rows = value(kernel.rows, env) if isinstance(kernel.rows, Poly) else kernel.rows
     cols = value(kernel.cols, env) if isinstance(kernel.cols, Poly) else kernel.cols
     cuts = sorted({0, rows, *(int(x) for x in rng.integers(0, rows + 1, 3))})
@@ -144,8 +143,8 @@ def splits(kernel: LoopKernel, env: dict[str, int], seed: int = 0) -> list[tuple
         edges = sorted({0, cols, *range(kernel.col_grain, cols, kernel.col_grain)})
     return [
         (r0, r1, c0, c1)
-        for r0, r1 in zip(cuts, cuts[1:], strict=False)
-        for c0, c1 in zip(edges, edges[1:], strict=False)
+        for r0, r1 in itertools.pairwise(cuts)
+        for c0, c1 in itertools.pairwise(edges)
     ]
 
 

@@ -15,7 +15,7 @@ _TRIPLE = "x86_64-unknown-linux-gnu"
 
 @cache
 def _machine(isa: str) -> Any:
-    import llvmlite.binding as llvm
+    import llvmlite.binding as llvm  # type: ignore[import-untyped]
 
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
@@ -27,7 +27,7 @@ def _machine(isa: str) -> Any:
 
 def compile_object(text: str, isa: str) -> bytes:
     """An ELF object for IR text. No IR pass runs: the text has its final form."""
-    import llvmlite.binding as llvm
+    import llvmlite.binding as llvm  # type: ignore[import-untyped]
 
     if isa not in _CPU:
         raise CodegenError(f"expected an ISA level of {', '.join(_CPU)}, got {isa!r}")
@@ -43,7 +43,7 @@ def compile_object(text: str, isa: str) -> bytes:
 
 def assembly(text: str, isa: str) -> str:
     """The machine code as text, for people."""
-    import llvmlite.binding as llvm
+    import llvmlite.binding as llvm  # type: ignore[import-untyped]
 
     module = llvm.parse_assembly(text)
     module.triple = _TRIPLE

@@ -19,7 +19,7 @@ ISA_LEVELS = ("plain", "avx2", "avx512")
 
 
 def print_llvm(kernel: LoopKernel, isa: str, name: str = "k") -> str:
-    """The function ``name`` of kernels/cpu/nir_kernel.h's signature, for "plain", "avx2" or "avx512"."""
+    """The function ``name``, of the signature in kernels/cpu/nir_kernel.h, for an ISA level."""
     if isa not in ISA_LEVELS:
         raise ValueError(f"expected an ISA level of {', '.join(ISA_LEVELS)}, got {isa!r}")
     return _Printer(kernel, isa).run(name)

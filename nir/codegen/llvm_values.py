@@ -1,4 +1,4 @@
-"""What every loop nest needs to print LLVM IR: loops, offsets, values on lanes, blocks of columns."""
+"""What every loop nest needs to print LLVM IR: loops, offsets, values on lanes, blocks."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Values:
         carried: Sequence[tuple[str, str]],
         body: Callable[[str, list[str]], list[str]],
     ) -> list[str]:
-        """while index <= stop - step: body. ``carried`` are (type, first value); returns the last."""
+        """while index <= stop - step: body. ``carried`` are (type, first value) pairs."""
         t = self.t
         t.count += 1
         k, before = t.count, self.block

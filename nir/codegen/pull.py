@@ -1,4 +1,4 @@
-"""From a region's body to nodes, by pulling: elements of results as expressions of elements of inputs.
+"""From a region's body to nodes, by pulling: elements of results from elements of inputs.
 
 A value is asked for at an index, one `Affine` of the loop axes for each of its axes. Elementwise
 ops pass the index on, movement ops rewrite it, inputs turn it into an offset. A reshape whose index
