@@ -87,7 +87,7 @@ def _verify_op(graph: Graph, op: Op, where: str, defined: set[Value], ids: set[i
     try:
         types = op.infer()
     except NirError as error:
-        fail(error.message)
+        fail(error.message.removeprefix(f"{op.name}: "))
     got = tuple(v.type for v in op.results)
     if types != got:
         shown = ", ".join(map(str, types))
