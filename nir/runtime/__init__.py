@@ -10,6 +10,7 @@ from nir.runtime._core import (
 from nir.runtime.cache import CacheStats, ObjectCache, object_cache
 from nir.runtime.executable import Executable, InterpExecutable, as_storage, best_isa
 from nir.runtime.host import HostKernel
+from nir.runtime.package import load, save
 from nir.runtime.profile import CallTime, Profile
 
 __all__ = [
@@ -24,8 +25,10 @@ __all__ = [
     "as_storage",
     "best_isa",
     "get_num_threads",
+    "load",
     "memory_stats",
     "object_cache",
+    "save",
     "set_num_threads",
     "trim_memory",
 ]

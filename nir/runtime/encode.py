@@ -233,6 +233,11 @@ def _atom_steps(atom: str | FloorDiv, number: Callable[[object], int]) -> Iterat
         yield bytes([_FLOORDIV])
 
 
+def kernel_names(data: bytes) -> tuple[str, ...]:
+    """The names of an encoded program's kernels, by their numbers."""
+    return _decoder(data).head()
+
+
 # ---- reading -------------------------------------------------------------------------------------
 
 
@@ -243,13 +248,19 @@ def decode(data: bytes, constants: Sequence[bytes] = ()) -> Program:
     damaged.
     """
     try:
-        magic, version, crc, size = _HEADER.unpack_from(data)
-        payload = data[_HEADER.size :]
-        if magic != MAGIC or version != VERSION or size != len(data) or zlib.crc32(payload) != crc:
-            raise PackageError("damaged program: header or checksum")
-        return _Decoder(payload).program(constants)
-    except (struct.error, IndexError, UnicodeDecodeError, ZeroDivisionError, ValueError) as e:
+        return _decoder(data).program(constants)
+    except (struct.error, IndexError, ZeroDivisionError, ValueError) as e:
         raise PackageError(f"damaged program: {e}") from None
+
+
+def _decoder(data: bytes) -> _Decoder:
+    payload = data[_HEADER.size :]
+    if len(data) < _HEADER.size:
+        raise PackageError("damaged program: it ends early")
+    magic, version, crc, size = _HEADER.unpack_from(data)
+    if magic != MAGIC or version != VERSION or size != len(data) or zlib.crc32(payload) != crc:
+        raise PackageError("damaged program: header or checksum")
+    return _Decoder(payload)
 
 
 class _Decoder:
@@ -268,30 +279,35 @@ class _Decoder:
     def many(self, read: Callable[[], T]) -> tuple[T, ...]:
         return tuple(read() for _ in range(self.u32()))
 
-    def program(self, constants: Sequence[bytes]) -> Program:
+    def head(self) -> tuple[str, ...]:
+        """Reads up to the kernels, and gives their names."""
         self.strings = self.many(self.text)
-        name = self.string()
+        self.name = self.string()
         self.symbols = self.many(self.string)
         self.polys = self.many(self.poly)
-        inputs = self.many(self.type)
-        outputs = self.many(self.type)
+        self.inputs = self.many(self.type)
+        self.outputs = self.many(self.type)
         self.many(lambda: self.take("<IIIqq"))
         self.many(lambda: self.take("<QI"))
         self.kernels = self.many(lambda: (self.string(), self.take("<B"))[0])
+        return self.kernels
+
+    def program(self, constants: Sequence[bytes]) -> Program:
+        self.head()
         buffers = self.many(self.buffer)
         calls = self.many(self.call)
         donations = self.many(lambda: Donation(*self.take("<II")))
         return Program(
-            name,
-            tuple(t for _, t in inputs),
-            tuple(t for _, t in outputs),
+            self.name,
+            tuple(t for _, t in self.inputs),
+            tuple(t for _, t in self.outputs),
             buffers,
             calls,
             self.dim(),
             constants=tuple(constants),
             donations=donations,
-            input_names=tuple(n for n, _ in inputs),
-            output_names=tuple(n for n, _ in outputs),
+            input_names=tuple(n for n, _ in self.inputs),
+            output_names=tuple(n for n, _ in self.outputs),
         )
 
     def text(self) -> str:

@@ -18,7 +18,8 @@ from nir.ir.dim import Dim
 from nir.ir.graph import Graph, location_text
 from nir.ir.location import Location, Locations, caller
 from nir.ir.program import Program
-from nir.ir.types import TensorType
+from nir.ir.text import parse_graph, print_graph
+from nir.ir.types import TensorType, dtype
 from nir.runtime import _core
 from nir.runtime._core import Storage
 from nir.runtime.encode import decode, encode
@@ -77,27 +78,18 @@ class Executable:
             program = replace(program, codes=_merged(program.codes, level, emit(level)))
         self.hosts = dict(hosts or {})
         self._emit = emit
-        self._encoded = encode(program, self.hosts)
+        self.encoded = encode(program, self.hosts)
         self._constants = [constant_storage(c) for c in program.constants]
         self._core = _core.Executable(
-            self._encoded,
+            self.encoded,
             self._constants,
             {name: dict(levels) for name, levels in program.codes.items()},
             {name: host.address for name, host in self.hosts.items()},
             isa or "",
         )
         self._codes: Codes = program.codes
-        self.program = program
-        self.graph = graph
+        self._program, self._graph = program, graph
         self.compile_seconds = compile_seconds + time.perf_counter() - start
-
-    @classmethod
-    def from_core(cls, core: _core.Executable, encoded: bytes, text: str) -> Executable:
-        """An executable that was loaded rather than compiled: ``encoded`` program, IR ``text``."""
-        self = object.__new__(_Loaded)
-        self._core, self._encoded, self.text = core, encoded, text
-        self.hosts, self._emit, self.compile_seconds, self._codes = {}, None, 0.0, {}
-        return self
 
     # ---- running -------------------------------------------------------------------------------
 
@@ -133,6 +125,21 @@ class Executable:
         return profile_of(self.program, self.sites, [min(t) for t in zip(*times, strict=True)])
 
     # ---- what it is ----------------------------------------------------------------------------
+
+    @property
+    def program(self) -> Program:
+        assert self._program is not None
+        return self._program
+
+    @property
+    def graph(self) -> Graph | None:
+        """The lowered graph, as far as it is known."""
+        return self._graph
+
+    @property
+    def text(self) -> str:
+        """The lowered graph as text."""
+        return "" if self._graph is None else print_graph(self._graph)
 
     @property
     def isa(self) -> str:
@@ -197,18 +204,37 @@ class Executable:
                 return CodegenError(f"{op}: its kernel returned status {status}", where)
 
 
-class _Loaded(Executable):
-    """An executable of a package: what inspection needs is read when it is asked for."""
+class Loaded(Executable):
+    """An executable of a package; what only inspection needs is read when it is asked for."""
 
-    text: str
+    def __init__(self, core: _core.Executable, encoded: bytes, text: str, metadata: Any) -> None:
+        self._core, self.encoded, self._text, self.metadata = core, encoded, text, metadata
+        self.hosts, self.compile_seconds = {}, 0.0
+        self._emit, self._codes = None, {}
+        self._program: Program | None = None
+        self._graph: Graph | None = None
 
-    @cached_property
-    def program(self) -> Program:  # type: ignore[override]
-        return decode(self._encoded)
+    @property
+    def program(self) -> Program:
+        """The program, without constants and code."""
+        if self._program is None:
+            self._program = decode(self.encoded)
+        return self._program
 
-    @cached_property
-    def graph(self) -> Graph | None:  # type: ignore[override]
-        raise NotImplementedError
+    @property
+    def graph(self) -> Graph | None:
+        """The lowered graph, read from the package's text; None if it was saved without one."""
+        if self._graph is None and self._text:
+            arrays = {
+                name: self._core.constant(index).numpy().view(dtype(kind).numpy).reshape(shape)
+                for name, index, kind, shape in self.metadata["constants"]
+            }
+            self._graph = parse_graph(self._text, arrays, self.metadata["name"])
+        return self._graph
+
+    @property
+    def text(self) -> str:
+        return self._text
 
 
 class InterpExecutable:

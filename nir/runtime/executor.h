@@ -64,6 +64,7 @@ class Executable {
   };
 
   const Program& program() const { return program_; }
+  const std::vector<TensorRef>& constants() const { return constants_; }
   const char* isa() const { return isa_name(isa_); }
 
  private:

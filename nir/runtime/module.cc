@@ -8,6 +8,7 @@
 #include "blob.h"
 #include "executor.h"
 #include "memory.h"
+#include "package.h"
 #include "registry.h"
 #include "storage.h"
 #include "thread_pool.h"
@@ -105,6 +106,13 @@ py::list run(Executable& exe, const py::sequence& inputs, const py::sequence& do
   return storages_of(std::move(out));
 }
 
+// Everything but the kernels: checks the inputs, evaluates sizes, takes memory and gives it back.
+void bind(Executable& exe, const py::sequence& inputs) {
+  std::vector<TensorRef> in = tensors_of(inputs);
+  std::vector<TensorRef> out;
+  Executable::Run(exe, in, std::vector<uint8_t>(in.size()), out);
+}
+
 // Runs `count` times without Python in between; the seconds that it took.
 double repeat(Executable& exe, const py::sequence& inputs, int count) {
   std::vector<TensorRef> in = tensors_of(inputs);
@@ -124,6 +132,16 @@ py::list sites(const Executable& exe) {
     out.append(py::make_tuple(c.op, py::tuple(locs)));
   }
   return out;
+}
+
+// (executable, encoded program, IR text, metadata) of a package.
+py::tuple load_package(const std::string& path, bool verify, const std::string& isa) {
+  Package p = open_package(path, verify ? Verify::kAll : Verify::kSmall);
+  const py::bytes encoded(reinterpret_cast<const char*>(p.encoded.data), p.encoded.size);
+  auto exe = std::make_unique<Executable>(std::move(p.program), std::move(p.constants), p.codes,
+                                          Hosts{}, isa);
+  // Bytes: only the checksum says that it is text.
+  return py::make_tuple(std::move(exe), encoded, py::bytes(p.text), py::bytes(p.metadata));
 }
 
 py::list isa_levels() {
@@ -168,10 +186,21 @@ PYBIND11_MODULE(_core, m) {
            py::arg("hosts"), py::arg("isa") = "")
       .def("run", &run, py::arg("inputs"), py::arg("donate") = py::tuple(),
            py::arg("times") = py::none())
+      .def("bind", &bind, py::arg("inputs"))
       .def("repeat", &repeat, py::arg("inputs"), py::arg("count"))
       .def("sites", &sites, "(op, ((file, line), ...)) of each call.")
+      .def("constant",
+           [](const Executable& exe, size_t i) {
+             auto s = std::make_unique<Storage>();
+             s->tensor = exe.constants().at(i);
+             s->readonly = true;
+             return s;
+           },
+           "The bytes of a constant.")
       .def_property_readonly("isa", &Executable::isa);
 
+  m.def("load_package", &load_package, py::arg("path"), py::arg("verify") = false,
+        py::arg("isa") = "");
   m.def("set_num_threads", [](int n) {
     py::gil_scoped_release release;
     ThreadPool::instance().resize(n);

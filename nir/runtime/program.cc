@@ -53,6 +53,24 @@ namespace {
   throw Error(ErrorKind::kPackage, "damaged program: " + why);
 }
 
+// Strict UTF-8: no overlong forms, no surrogates, nothing above U+10FFFF.
+bool is_utf8(const std::string& text) {
+  for (size_t i = 0; i < text.size();) {
+    const auto byte = [&](size_t k) { return static_cast<uint8_t>(k < text.size() ? text[k] : 0); };
+    const uint8_t lead = byte(i);
+    const int more = lead < 0x80 ? 0 : lead < 0xC2 ? -1 : lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : lead < 0xF5 ? 3 : -1;
+    if (more < 0) return false;
+    for (int k = 1; k <= more; ++k)
+      if ((byte(i + static_cast<size_t>(k)) & 0xC0) != 0x80) return false;
+    const uint8_t next = byte(i + 1);
+    if ((lead == 0xE0 && next < 0xA0) || (lead == 0xED && next >= 0xA0) ||
+        (lead == 0xF0 && next < 0x90) || (lead == 0xF4 && next >= 0x90))
+      return false;
+    i += static_cast<size_t>(more) + 1;
+  }
+  return true;
+}
+
 // A cursor that never reads past the end.
 class Reader {
  public:
@@ -88,6 +106,7 @@ class Reader {
     const uint32_t n = count(1, "bytes of text");
     std::string out(reinterpret_cast<const char*>(at_), n);
     at_ += n;
+    if (!is_utf8(out)) damaged("a string is not UTF-8");
     return out;
   }
   bool done() const { return at_ == end_; }
