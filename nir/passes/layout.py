@@ -48,7 +48,7 @@ from nir.ops import (
     Sum,
     Transpose,
 )
-from nir.passes.movement import MOVEMENT, inverse
+from nir.passes.movement import MOVEMENT, inverse, transpose_of_broadcast
 from nir.passes.rewrite import Context, Rules, merge_rules, rewrite
 
 # How much of an elementwise tree a hoisted transpose looks at.
@@ -76,6 +76,8 @@ def _moved(ctx: Context, v: Value, perm: tuple[int, ...]) -> Value:
         case Iota(shape=shape, axis=axis, dtype=dtype):
             at = perm.index(axis)
             return ctx.emit(Iota(shape=tuple(shape[a] for a in perm), axis=at, dtype=dtype))
+        case Broadcast() as b:
+            return transpose_of_broadcast(ctx, b, perm)
     return ctx.emit(Transpose(v, perm))
 
 
@@ -88,9 +90,9 @@ def sink_elementwise(ctx: Context, op: Op) -> Sequence[Value] | None:
     blocked = 0
     for v in dict.fromkeys(op.operands):
         match ctx.producer(v):
-            case Transpose(perm=perm):
+            case Transpose(x=x, perm=perm) if not _is_free(ctx.producer(x)):
                 perms[perm] = perms.get(perm, 0) + 1
-            case source if not _is_free(source):
+            case source if not (_is_free(source) or isinstance(source, Transpose)):
                 blocked += 1
     if not perms:
         return None
@@ -210,8 +212,8 @@ def _survey(ctx: Context, op: Op, perm: tuple[int, ...], found: _Tree, seen: set
             continue
         seen.add(v)
         match ctx.producer(v):
-            case Transpose(perm=inner) if inner == inverse(perm):
-                found.cancels += ctx.uses(v) == 1
+            case Transpose(x=x, perm=inner) if inner == inverse(perm):
+                found.cancels += ctx.uses(v) == 1 and not _is_free(ctx.producer(x))
             case source if _is_free(source):
                 pass
             case Op(kind="elementwise") as inner_op if ctx.uses(v) == 1:

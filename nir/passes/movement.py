@@ -50,18 +50,23 @@ def transpose(ctx: Context, op: Transpose) -> Out:
             return [ctx.emit(Transpose(x, tuple(inner[a] for a in op.perm)))]
         case Full(value=value):
             return [ctx.full(value, op.result.type)]
-        case Broadcast(x=x, axes=axes):
-            # Moving the small operand, or nothing at all, instead of the repeated one.
-            places = [op.perm.index(a) for a in axes]
-            order = sorted(range(len(axes)), key=places.__getitem__)
-            small = x if order == sorted(order) else ctx.emit(Transpose(x, tuple(order)))
-            return [ctx.emit(Broadcast(small, op.result.type.shape, tuple(sorted(places))))]
+        case Broadcast() as b:
+            return [transpose_of_broadcast(ctx, b, op.perm)]
         case Reshape(x=x) if squeezed(x.type.shape) == squeezed(shape) and ctx.uses(op.x) == 1:
             return _transpose_of_unit_reshape(ctx, op, x)
         case Matmul() as m if ctx.uses(op.x) == 1 and _swaps_last(op.perm):
             swapped = Matmul(m.rhs, m.lhs, not m.transpose_rhs, not m.transpose_lhs)
             return None if m.rhs.type.layout else [ctx.emit(swapped)]
     return None
+
+
+def transpose_of_broadcast(ctx: Context, b: Broadcast, perm: tuple[int, ...]) -> Value:
+    """Moving the small operand, or nothing at all, instead of the repeated one."""
+    places = [perm.index(a) for a in b.axes]
+    order = sorted(range(len(places)), key=places.__getitem__)
+    small = b.x if order == sorted(order) else ctx.emit(Transpose(b.x, tuple(order)))
+    shape = tuple(b.shape[a] for a in perm)
+    return ctx.emit(Broadcast(small, shape, tuple(sorted(places))))
 
 
 def _transpose_of_unit_reshape(ctx: Context, op: Transpose, x: Value) -> Out:

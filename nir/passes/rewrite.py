@@ -96,7 +96,7 @@ class _Node:
     def __init__(self, op: Op) -> None:
         self.op = op
         self.alive = True
-        self.queued = True
+        self.queued = False
         self.before: list[_Node] = []
 
 
@@ -114,7 +114,8 @@ class _Driver:
             self.output_uses[v] = self.output_uses.get(v, 0) + 1
         for node in self.nodes:
             self._link(node)
-        self.queue = deque(self.nodes)
+        self.queue: deque[_Node] = deque()
+        self._wake(self.nodes)
         self.consulted: list[_Node] = []
         self.context = Context(self)
         self.rewrites = 0
@@ -128,11 +129,13 @@ class _Driver:
         return times + self.output_uses.get(v, 0)
 
     def _link(self, node: _Node) -> None:
+        table = self.readers
         for v in node.op.results:
             self.producer[v] = node
-            self.readers.setdefault(v, {})
+            if v not in table:
+                table[v] = {}
         for v in node.op.operands:
-            readers = self.readers[v]
+            readers = table[v]
             readers[node] = readers.get(node, 0) + 1
 
     def _drop(self, node: _Node) -> list[_Node]:
@@ -160,7 +163,7 @@ class _Driver:
 
     def _wake(self, nodes: Iterable[_Node]) -> None:
         for n in nodes:
-            if n.alive and not n.queued:
+            if n.alive and not n.queued and type(n.op) in self.rules:
                 n.queued = True
                 self.queue.append(n)
 
@@ -173,7 +176,7 @@ class _Driver:
             node.queued = False
             if not node.alive:
                 continue
-            for rule in self.rules.get(type(node.op), ()):
+            for rule in self.rules[type(node.op)]:
                 if self._apply(rule, node):
                     break
             if self.rewrites > limit:
@@ -229,7 +232,8 @@ class _Driver:
         for n in fresh:
             if n.alive and not locs <= n.op.locs:
                 n.op = replace(n.op, locs=n.op.locs | locs)
-        self.queue.extendleft(reversed([n for n in fresh if n.alive]))
+        ready = [n for n in fresh if n.alive and type(n.op) in self.rules]
+        self.queue.extendleft(reversed(ready))
 
     def _take_over(
         self, old: Sequence[Value], new: Sequence[Value]
@@ -250,6 +254,7 @@ class _Driver:
             if any(v in heirs for v in op.results):
                 op = replace(op, results=tuple(heirs.get(v, v) for v in op.results))
             fresh.append(_Node(op))
+            fresh[-1].queued = True  # new ops go to the head of the queue, all together
         return fresh, heirs
 
     def _forward(self, old: Value, new: Value) -> None:
@@ -302,6 +307,9 @@ def in_regions(graph: Graph, fn: Callable[[Graph], Graph]) -> Graph:
 
     Fused regions are left alone: their form is a promise to the code generator.
     """
+    # Most ops have no regions, and their class says so.
+    if all(type(op).regions is Op.regions for op in graph.nodes):
+        return graph
     changed = False
     nodes: list[Op] = []
     for op in graph.nodes:
