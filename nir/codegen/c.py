@@ -259,9 +259,11 @@ class _Printer:
         ids = range(len(k.nodes))
         rest = "r"
         for a, size in reversed(list(zip(k.axes(ROW), k.row_sizes, strict=True))):
-            self.line(f"const int64_t i{a} = {rest} % {self.dim(size)};")
+            # A full reduction has one chunk: its rows are outer columns alone.
+            alone = a == 0 and k.chunk is None
+            self.line(f"const int64_t i{a} = {rest}{'' if alone else f' % {self.dim(size)}'};")
             self.line(f"(void)i{a};")
-            rest = f"({rest} / {self.dim(size)})"
+            rest = f"({rest} / {self.dim(size)})" if not alone else "0"
         first, last = "0", self.dim(k.lead_rows)
         if k.chunk is not None:
             self.line(f"const int64_t l0 = {rest} * {k.chunk};")

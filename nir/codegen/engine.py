@@ -27,7 +27,7 @@ def _machine(isa: str) -> Any:
 
 def compile_object(text: str, isa: str) -> bytes:
     """An ELF object for IR text. No IR pass runs: the text has its final form."""
-    import llvmlite.binding as llvm  # type: ignore[import-untyped]
+    import llvmlite.binding as llvm
 
     if isa not in _CPU:
         raise CodegenError(f"expected an ISA level of {', '.join(_CPU)}, got {isa!r}")
@@ -43,7 +43,7 @@ def compile_object(text: str, isa: str) -> bytes:
 
 def assembly(text: str, isa: str) -> str:
     """The machine code as text, for people."""
-    import llvmlite.binding as llvm  # type: ignore[import-untyped]
+    import llvmlite.binding as llvm
 
     module = llvm.parse_assembly(text)
     module.triple = _TRIPLE

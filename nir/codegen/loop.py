@@ -290,8 +290,8 @@ def symbolic_sizes(kernel: LoopKernel) -> tuple[Dim, ...]:
             case "size":
                 use(node.attr)
     for sizes in (kernel.row_sizes, kernel.lead_sizes, kernel.outer_sizes):
-        # The outermost size of a group is never divided by.
-        for d in sizes[1:]:
+        # The outermost size of a group is divided by only below chunks.
+        for d in sizes if sizes is kernel.row_sizes and kernel.chunk is not None else sizes[1:]:
             use(d)
     if kernel.form == "column":
         use(kernel.lead_rows)

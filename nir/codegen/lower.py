@@ -266,7 +266,8 @@ def _unroll(kernel: LoopKernel) -> tuple[int, int]:
     unroll = next((u for limit, u in _UNROLL_OPS if count <= limit), 1)
     if any(ITEMSIZE[kernel.nodes[n].dtype] == 8 for n in vectors):
         unroll = max(1, unroll // 2)
-    if not isinstance(kernel.width, int):
+    flat = kernel.form == "map" and not kernel.row_sizes  # its text shall not hold the width
+    if flat or not isinstance(kernel.width, int):
         return unroll, 1
     narrow = max(1, min(unroll, -(-kernel.width // LANES)))
     # A narrow column kernel takes several rows at once instead.
