@@ -98,6 +98,23 @@ def test_new_ops_carry_the_lines_of_the_ops_they_replace() -> None:
     assert {kept.name: kept.locs, new.name: new.locs} == {"relu": first, "abs": second}
 
 
+def test_ops_that_change_places_keep_their_lines() -> None:
+    b = Builder("g")
+    x = b.input(graph_of(lambda x: x, F).inputs[0].type)
+    first, second = (frozenset({Location("model.py", n)}) for n in (1, 2))
+    (y,) = b.emit(Relu(x), first)
+    (z,) = b.emit(Exp(y), second)
+
+    def swap(ctx: Context, op: Exp) -> Sequence[Expr] | None:
+        match ctx.producer(op.x):
+            case Relu(x=x):
+                return [ctx.expr(x).exp().relu()]
+        return None
+
+    after = rewrite(b.build([z]), {Exp: (swap,)})
+    assert [(op.name, op.locs) for op in after.nodes] == [("exp", second), ("relu", first)]
+
+
 def test_a_rule_that_changes_a_type_is_refused() -> None:
     def bad(ctx: Context, op: Exp) -> Sequence[Expr]:
         return [ctx.expr(op.x).sum((1,))]

@@ -26,6 +26,7 @@ from typing import Any
 
 from nir.errors import VerifyError
 from nir.ir.graph import Builder, Graph, location_text
+from nir.ir.location import Locations
 from nir.ir.op import Op, Value
 from nir.ir.types import TensorType
 from nir.ops import Full
@@ -227,11 +228,7 @@ class _Driver:
         for n in fresh:
             if n.alive and not any(self.readers[r] or r in self.output_uses for r in n.op.results):
                 self._drop(n)
-        # The new ops stand for the matched ops that are gone, so they carry their lines too.
-        locs = frozenset().union(*(n.op.locs for n in gone if n is node or n in consulted))
-        for n in fresh:
-            if n.alive and not locs <= n.op.locs:
-                n.op = replace(n.op, locs=n.op.locs | locs)
+        _inherit([n for n in fresh if n.alive], [n for n in gone if n is node or n in consulted])
         ready = [n for n in fresh if n.alive and type(n.op) in self.rules]
         self.queue.extendleft(reversed(ready))
 
@@ -280,6 +277,27 @@ class _Driver:
             elif n.alive:
                 order.append(n.op)
         return order
+
+
+def _inherit(fresh: Sequence[_Node], gone: Sequence[_Node]) -> None:
+    """Give new ops the lines of the matched ops that are gone.
+
+    An op stands for those of its own class: where a transpose and an addition change places, each
+    keeps its line. Lines that nothing of their class takes go to the last op, the result; and an op
+    of a class that was not there before stands for all.
+    """
+    by_class: dict[type[Op], Locations] = {}
+    for n in gone:
+        by_class[type(n.op)] = by_class.get(type(n.op), frozenset()) | n.op.locs
+    left = by_class.keys() - {type(n.op) for n in fresh}
+    for n in fresh:
+        locs = by_class.get(type(n.op))
+        if locs is None:
+            locs = frozenset().union(*by_class.values())
+        elif n is fresh[-1]:
+            locs = locs.union(*(by_class[cls] for cls in left))
+        if locs != n.op.locs:
+            n.op = replace(n.op, locs=locs)
 
 
 def rewrite(graph: Graph, rules: Rules) -> Graph:
