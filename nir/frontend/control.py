@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from nir import ops
 from nir.errors import ShapeError, TraceError
 from nir.frontend import lazy
@@ -21,7 +19,6 @@ from nir.frontend.tensor import Tensor
 from nir.frontend.trace import Spec, spec
 from nir.ir.graph import Builder, Graph
 from nir.ir.location import caller
-from nir.ir.op import Value
 from nir.ir.types import TensorType
 
 
@@ -58,7 +55,9 @@ def _region(fn: Callable[..., Any], types: Sequence[TensorType], structure: Any)
     return _Region(records, inputs, captures, roots, out_structure)
 
 
-def cond(predicate: Tensor, then_fn: Callable[..., Any], else_fn: Callable[..., Any], *operands: Any) -> Any:
+def cond(
+    predicate: Tensor, then_fn: Callable[..., Any], else_fn: Callable[..., Any], *operands: Any
+) -> Any:
     """``then_fn(*operands)`` if ``predicate`` (bool[]) holds, else ``else_fn(*operands)``.
 
     Both are traced, and return the same structure of the same types; one of them runs.
@@ -92,7 +91,9 @@ def scan(
         raise ShapeError("scan: expected xs with at least one tensor", caller())
     lengths = {t.shape[0] if t.shape else None for t in sliced}
     if len(lengths) != 1 or None in lengths:
-        raise ShapeError(f"scan: expected xs of one length, got {[t.type for t in sliced]}", caller())
+        raise ShapeError(
+            f"scan: expected xs of one length, got {[t.type for t in sliced]}", caller()
+        )
     types = [t.type for t in carried] + [t.type.with_(shape=t.shape[1:]) for t in sliced]
     n = len(carried)
 
@@ -134,7 +135,9 @@ def custom_vjp(fwd: Callable[..., Any], bwd: Callable[..., Any]) -> Callable[...
         types = [t.type for t in tensors]
         forward = _region(fwd, types, structure)
         if forward.captures:
-            raise TraceError("custom_vjp: the function reads a tensor that is no argument", caller())
+            raise TraceError(
+                "custom_vjp: the function reads a tensor that is no argument", caller()
+            )
         outs = [c.value.type for c in forward.outputs]
         floats = [t for t in outs if t.dtype.is_float]
         counts = (len(types), len(outs), len(floats))
@@ -148,7 +151,9 @@ def custom_vjp(fwd: Callable[..., Any], bwd: Callable[..., Any]) -> Callable[...
         flat_structure = flatten(tuple(Tensor._of(Cell(t)) for t in given))[1]
         backward = _region(back, given, flat_structure)
         if backward.captures:
-            raise TraceError("custom_vjp: the gradient reads a tensor that is no argument", caller())
+            raise TraceError(
+                "custom_vjp: the gradient reads a tensor that is no argument", caller()
+            )
         cells = [t._cell for t in tensors]
         op = ops.CustomVjp(
             tuple(c.value for c in cells), forward.graph("fwd", []), backward.graph("bwd", [])
@@ -164,7 +169,9 @@ def host_call(fn: Callable[..., Any], specs: Any, *operands: Tensor) -> Any:
     ``specs`` are the types of its results ("f32[B,3]"): one, or a tuple. It has no gradient.
     """
     several = isinstance(specs, (tuple, list))
-    types = tuple((s if isinstance(s, Spec) else spec(s)).type for s in (specs if several else (specs,)))
+    types = tuple(
+        (s if isinstance(s, Spec) else spec(s)).type for s in (specs if several else (specs,))
+    )
     cells = [t._cell for t in operands]
     op = ops.HostCall(tuple(c.value for c in cells), fn, types)
     results = tuple(Tensor._of(c) for c in lazy.record(op, cells))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,8 @@ import numpy as np
 from nir import ops
 from nir.errors import ShapeError
 from nir.frontend import lazy
-from nir.frontend.tensor import (
-    Number, Tensor, _flat, apply, binary, broadcast_shapes, cat, matmul, source, where,
-)  # fmt: skip
+from nir.frontend.tensor import Tensor, _flat, apply, cat, source, where
 from nir.ir.dim import Dim
-from nir.ir.graph import Graph
 from nir.ir.location import caller
 from nir.ir.types import DType, bool_, dtype, f32, i64
 
@@ -98,12 +95,18 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return cat([t.unsqueeze(dim) for t in tensors], dim)
 
 
+def matmul(x: Tensor, y: Tensor) -> Tensor:
+    return x @ y
+
+
 def maximum(x: Any, y: Any) -> Tensor:
-    return binary(ops.Maximum, x, y)
+    """The larger of each pair; one of the operands is a Tensor."""
+    return x.maximum(y) if isinstance(x, Tensor) else y.maximum(x)
 
 
 def minimum(x: Any, y: Any) -> Tensor:
-    return binary(ops.Minimum, x, y)
+    """The smaller of each pair; one of the operands is a Tensor."""
+    return x.minimum(y) if isinstance(x, Tensor) else y.minimum(x)
 
 
 def exp(x: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ from typing import Any
 from nir import ops
 from nir.errors import NotDifferentiable
 from nir.frontend import lazy
+from nir.frontend.gradients import gradients
 from nir.frontend.state import flatten, unflatten
-from nir.frontend.tensor import Tensor, gradients
+from nir.frontend.tensor import Tensor
 from nir.ir.location import caller
 
 
@@ -47,13 +48,14 @@ def value_and_grad(
                     f"grad: expected a function to a scalar, got {shown}", caller()
                 )
             wrt = [t._cell for own, _ in trees for t in own]
-            found = gradients(value, wrt) if value._cell.tracks else [None] * len(wrt)
+            found = gradients(value._cell, wrt) if value._cell.tracks else [None] * len(wrt)
         finally:
             lazy._state.grad = before
         flat = iter(found)
         out = []
         for own, structure in trees:
-            grads = [g if (g := next(flat)) is not None else _zeros(t) for t in own]
+            cells = [(t, next(flat)) for t in own]
+            grads = [_zeros(t) if c is None else Tensor._of(c) for t, c in cells]
             out.append(unflatten(structure, grads))
         return result, (out[0] if isinstance(argnums, int) else tuple(out))
 

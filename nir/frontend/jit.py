@@ -8,15 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from nir.compile import compile_graph
 from nir.errors import StaleTensorError, TraceError
 from nir.frontend import lazy
+from nir.frontend.gradients import register_leaf
 from nir.frontend.lazy import Cell
 from nir.frontend.random import default_generator
 from nir.frontend.state import flatten, state_of, unflatten
-from nir.frontend.tensor import Tensor, register_leaf
+from nir.frontend.tensor import Tensor
 from nir.frontend.trace import Traced, argument_types, owned_state, trace_function
 from nir.ir.graph import Graph
 from nir.ir.location import caller
@@ -149,10 +148,10 @@ class Jitted:
         # Only now that the run has succeeded is any state changed.
         for i, cell in zip(traced.rebound, results[traced.outputs :], strict=True):
             t = state[i]
-            cell.tracks, cell.leaf = t._cell.tracks, t._cell.leaf
+            tracks = t._cell.tracks
             t._cell = cell
-            if cell.tracks:
-                register_leaf(t)
+            if tracks:
+                register_leaf(cell, t)
         return unflatten(traced.structure, [Tensor._of(c) for c in results[: traced.outputs]])
 
     # ---- inspection ----------------------------------------------------------------------------

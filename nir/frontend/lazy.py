@@ -38,7 +38,7 @@ _state = threading.local()
 class Cell:
     """One value: ``data`` if it is stored, ``record`` if it can be computed, else symbolic."""
 
-    __slots__ = ("value", "record", "data", "tracks", "leaf", "symbolic", "stale", "__weakref__")
+    __slots__ = ("__weakref__", "data", "leaf", "record", "stale", "symbolic", "tracks", "value")
 
     def __init__(
         self, type_: TensorType, data: Storage | None = None, tracks: bool = False

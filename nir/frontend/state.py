@@ -8,14 +8,12 @@ a fingerprint: the function is traced again when that changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from nir.errors import TraceError
 from nir.frontend.tensor import Tensor
-from nir.ir.location import caller
 from nir.ir.types import DType
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), DType)

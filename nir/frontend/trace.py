@@ -11,14 +11,15 @@ import numpy as np
 
 from nir.errors import ParseError, TraceError
 from nir.frontend import lazy
+from nir.frontend.gradients import register_leaf
 from nir.frontend.lazy import Cell
 from nir.frontend.random import default_generator
 from nir.frontend.state import flatten, state_of, unflatten
-from nir.frontend.tensor import Tensor, register_leaf
+from nir.frontend.tensor import Tensor
 from nir.ir.dim import Dim, symbol
 from nir.ir.graph import Graph
-from nir.ir.location import Location, caller
-from nir.ir.op import Op, Value
+from nir.ir.location import caller
+from nir.ir.op import Op
 from nir.ir.types import DTYPES, TensorType
 from nir.ops import Constant
 
@@ -91,11 +92,10 @@ def trace_function(
         for path, t in state:
             c = Cell(t.type)
             c.symbolic = path
-            c.tracks, c.leaf = t._cell.tracks, t._cell.leaf
+            if t._cell.tracks:
+                register_leaf(c, t)
             t._cell = c
             t.grad = None
-            if c.tracks:
-                register_leaf(t)
             symbolic.append(c)
         args, kwargs = unflatten(structure, arguments)
         result = fn(*args, **kwargs)
