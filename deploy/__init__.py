@@ -1,5 +1,5 @@
-"""Deployment: packages that run without the model's code, without tracing and without a compiler."""
+"""Deployment: packages that run without the model's code, tracing or compiler."""
 
-from nir.runtime.package import load, metadata, save
+from nir.runtime.loaded import Loaded, load
 
-__all__ = ["load", "metadata", "save"]
+__all__ = ["Loaded", "load"]

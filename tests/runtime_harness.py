@@ -74,7 +74,9 @@ def gcc_codes(sources: Mapping[str, str], *isas: str) -> dict[str, dict[str, byt
     out = {}
     for name, source in sources.items():
         image, entry = gcc_image(source)
-        out[name] = {isa: make_blob(image, isa, entry) for isa in isas or ("plain", "avx2", "avx512")}
+        out[name] = {
+            isa: make_blob(image, isa, entry) for isa in isas or ("plain", "avx2", "avx512")
+        }
     return out
 
 

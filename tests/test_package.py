@@ -17,7 +17,7 @@ import pytest
 import runtime_harness as h
 from runtime_harness import B
 
-from nir.deploy import load, metadata, save
+from nir.deploy import load
 from nir.errors import NirError, PackageError, UnsupportedError
 from nir.ir.program import Buffer, Call, Program
 from nir.ir.types import TensorType, f32
@@ -32,7 +32,7 @@ LEVELS = ("avx512", "avx2", "plain")
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("package") / "two.nirp"
-    save(Executable(h.two_step()), path, LEVELS)
+    Executable(h.two_step()).save(path)
     return path
 
 
@@ -42,7 +42,7 @@ def test_a_loaded_package_computes_the_same(package: Path) -> None:
     for batch in (0, 1, 33):
         x, y = rng.standard_normal((2, batch, 4)).astype(np.float32)
         np.testing.assert_array_equal(np.asarray(exe(x, y)), (x + y) * np.float32(2))
-    about = metadata(exe)
+    about = exe.metadata
     assert about["inputs"] == [["x", "f32[B,4]"], ["y", "f32[B,4]"]]
     assert about["outputs"] == [["out", "f32[B,4]"]]
     assert exe.program.calls == h.two_step().calls
@@ -65,7 +65,7 @@ def test_every_level_is_in_it(package: Path, isa: str) -> None:
 
 def test_errors_of_a_package_name_the_users_line(tmp_path: Path) -> None:
     path = tmp_path / "gather.nirp"
-    save(Executable(h.gather_program()), path, LEVELS)
+    Executable(h.gather_program()).save(path)
     with pytest.raises(NirError, match=r"take: .*got 12\n  at model.py:7"):
         load(path)(np.zeros((10, 4), np.float32), np.array([3, 12]))
 
@@ -93,11 +93,15 @@ def large(path: Path, megabytes: int) -> bytes:
     t = TensorType(f32, (B,))
     program = Program(
         "large", (t,), (t,),
-        (Buffer("input", 0, 0, 4 * B), Buffer("const", 0, len(weights) - 64, 4), Buffer("output", 0, 0, 4 * B)),
+        (
+            Buffer("input", 0, 0, 4 * B),
+            Buffer("const", 0, len(weights) - 64, 4),
+            Buffer("output", 0, 0, 4 * B),
+        ),
         (Call("t_scale", (0, 1, 2), (1,), B, 1),),
         0, constants=(weights,), codes=h.gcc_codes({"t_scale": h.SCALE}),
     )  # fmt: skip
-    save(Executable(program), path, LEVELS)
+    Executable(program).save(path)
     return weights
 
 
@@ -126,11 +130,13 @@ def test_loading_maps_the_weights_instead_of_reading_them(tmp_path: Path) -> Non
         load(path, verify=True)
 
 
-def test_saving_is_atomic_and_deterministic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saving_is_atomic_and_deterministic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "two.nirp"
-    save(Executable(h.two_step()), path, LEVELS)
+    Executable(h.two_step()).save(path)
     first = path.read_bytes()
-    save(Executable(h.two_step()), path, LEVELS)
+    Executable(h.two_step()).save(path)
     assert path.read_bytes() == first
     assert os.listdir(tmp_path) == ["two.nirp"]
 
@@ -139,7 +145,7 @@ def test_saving_is_atomic_and_deterministic(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        save(Executable(h.two_step(columns=5)), path, LEVELS)
+        Executable(h.two_step(columns=5)).save(path)
     assert os.listdir(tmp_path) == ["two.nirp"] and path.read_bytes() == first
 
 
@@ -149,13 +155,13 @@ def test_what_cannot_be_saved_is_refused(tmp_path: Path, package: Path) -> None:
     buffers = (Buffer("input", 0, 0, 4 * B), Buffer("output", 0, 0, 4 * B))
     call = Call("mine", (0, 1), host.dims, op="host_call", locs=h.LINE)
     program = Program("host", (t,), (t,), buffers, (call,), 0)
-    with pytest.raises(UnsupportedError, match="host_call: a package cannot.*\n  at model.py:16"):
-        save(Executable(program, hosts={"mine": host}), tmp_path / "no.nirp")
+    with pytest.raises(UnsupportedError, match=r"host_call: a package cannot.*\n  at model.py:16"):
+        Executable(program, hosts={"mine": host}).save(tmp_path / "no.nirp")
     only = replace(h.two_step(), codes=h.gcc_codes({"t_add": h.ADD, "t_scale": h.SCALE}, "plain"))
     with pytest.raises(UnsupportedError, match="no code of t_add, t_scale for ISA level avx512"):
-        save(Executable(only, isa="plain"), tmp_path / "no.nirp")
+        Executable(only, isa="plain").save(tmp_path / "no.nirp")
     with pytest.raises(UnsupportedError, match="copy the file"):
-        save(load(package), tmp_path / "no.nirp")
+        load(package).save(tmp_path / "no.nirp")
     assert not os.listdir(tmp_path)
 
 

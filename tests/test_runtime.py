@@ -62,7 +62,11 @@ def test_columns_are_split_where_rows_are_few() -> None:
     t = TensorType(f32, (B, columns))
     program = Program(
         "wide", (t, t), (t,),
-        tuple(Buffer(k, i, 0, 4 * columns * B) for k, i in (("input", 0), ("input", 1), ("output", 0))),
+        (
+            Buffer("input", 0, 0, 4 * columns * B),
+            Buffer("input", 1, 0, 4 * columns * B),
+            Buffer("output", 0, 0, 4 * columns * B),
+        ),
         (Call("t_add", (0, 1, 2), (columns,), B, columns, col_grain=100, work=12 * columns * B),),
         0, codes=h.gcc_codes({"t_add": h.ADD}),
     )  # fmt: skip
@@ -93,7 +97,12 @@ def test_scratch_and_epilogue() -> None:
     program = Program(
         "epi", (TensorType(f32, (5,)), t), (t,),
         (Buffer("input", 0, 0, 20), Buffer("output", 0, 0, 20 * B)),
-        (Call("t_k", (1,), (5,), B, 5, scratch=20, work=1 << 20, epilogue=Epilogue("t_e", (1, 0), (5,))),),
+        (
+            Call(
+                "t_k", (1,), (5,), B, 5, scratch=20, work=1 << 20,
+                epilogue=Epilogue("t_e", (1, 0), (5,)),
+            ),
+        ),
         0, codes=h.gcc_codes({"t_k": kernel, "t_e": epilogue}),
     )  # fmt: skip
     bias = np.arange(5, dtype=np.float32)
@@ -125,9 +134,13 @@ def test_symbols_are_solved_from_linear_forms() -> None:
     exe = Executable(program)
     (storage,) = exe.run([Storage.empty("f32", (7, 5)), Storage.empty("f32", (5, 13))])
     assert storage.shape == (15, 1 + 25 // 3)
-    with pytest.raises(ShapeError, match=r"input 0 \(%x\): expected f32\[2\*B\+1,S\], got f32\[8,5\].*no B >= 0"):
+    with pytest.raises(
+        ShapeError, match=r"input 0 \(%x\): expected f32\[2\*B\+1,S\], got f32\[8,5\].*no B >= 0"
+    ):
         exe.run([Storage.empty("f32", (8, 5)), Storage.empty("f32", (5, 13))])
-    with pytest.raises(ShapeError, match=r"input 1 \(%y\).*axis 1 is 12, expected 13, since S is 5 by input 0"):
+    with pytest.raises(
+        ShapeError, match=r"input 1 \(%y\).*axis 1 is 12, expected 13, since S is 5 by input 0"
+    ):
         exe.run([Storage.empty("f32", (7, 5)), Storage.empty("f32", (5, 12))])
 
 
@@ -138,7 +151,9 @@ def test_unsolvable_symbols_are_refused_by_name() -> None:
 
 
 def test_negative_and_overflowing_sizes_are_errors() -> None:
-    shrink = Executable(Program("p", (TensorType(f32, (B,)),), (TensorType(f32, (B - 3,)),), (), (), 0))
+    shrink = Executable(
+        Program("p", (TensorType(f32, (B,)),), (TensorType(f32, (B - 3,)),), (), (), 0)
+    )
     assert shrink.run([Storage.empty("f32", (3,))])[0].shape == (0,)
     with pytest.raises(ShapeError, match=r"B\+?-3 = -1"):
         shrink.run([Storage.empty("f32", (2,))])
@@ -156,7 +171,9 @@ def test_negative_and_overflowing_sizes_are_errors() -> None:
 def test_wrong_inputs_say_what_was_expected_and_where() -> None:
     exe = Executable(h.two_step())
     x, y = arrays(8)
-    with pytest.raises(ShapeError, match=r"two_step: input 1 \(%y\): expected f32\[B,4\], got f32\[7,4\]"):
+    with pytest.raises(
+        ShapeError, match=r"two_step: input 1 \(%y\): expected f32\[B,4\], got f32\[7,4\]"
+    ):
         exe(x, y[:7])
     with pytest.raises(ShapeError, match=r"axis 1 is 3, expected 4") as info:
         exe(x[:, :3], y)
@@ -189,7 +206,10 @@ def test_index_errors_name_the_op_and_the_line() -> None:
     np.testing.assert_array_equal(out, table[index])
     for bad in (3000, 40, 4999):
         index[bad] = 10 + bad  # the lowest row is named, whichever thread meets which
-        with pytest.raises(IndexRangeError, match=f"take: .*from -10 to 9, got {10 + min(bad, 40 if bad == 4999 else bad)}") as info:
+        with pytest.raises(
+            IndexRangeError,
+            match=f"take: .*from -10 to 9, got {10 + min(bad, 40 if bad == 4999 else bad)}",
+        ) as info:
             h.run(exe, table, index)
         assert str(info.value.location) == "model.py:7"
     index %= 10
@@ -228,7 +248,9 @@ def test_donation_takes_over_memory_that_nobody_else_holds() -> None:
         exe.run([a, b])
 
 
-@pytest.mark.parametrize("how", ["numpy", "memoryview", "dlpack", "view", "twice", "foreign", "unasked"])
+@pytest.mark.parametrize(
+    "how", ["numpy", "memoryview", "dlpack", "view", "twice", "foreign", "unasked"]
+)
 def test_donation_copies_where_the_memory_is_shared(how: str) -> None:
     exe = Executable(h.two_step(donate=True))
     x, _ = arrays(64)
@@ -254,7 +276,9 @@ def test_donation_copies_where_the_memory_is_shared(how: str) -> None:
 # ---- storage -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "bool"])
+@pytest.mark.parametrize(
+    "name", ["f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "bool"]
+)
 def test_storage_round_trips_every_dtype(name: str) -> None:
     from nir.ir.types import DTYPES
 
@@ -353,7 +377,16 @@ def test_functions_of_the_host_are_kernels() -> None:
 def test_encoding_round_trips() -> None:
     program = h.two_step(donate=True)
     back = decode(encode(program), program.constants)
-    for name in ("name", "inputs", "outputs", "buffers", "calls", "arena", "constants", "donations"):
+    for name in (
+        "name",
+        "inputs",
+        "outputs",
+        "buffers",
+        "calls",
+        "arena",
+        "constants",
+        "donations",
+    ):
         assert getattr(back, name) == getattr(program, name), name
     assert back.input_names == ("x", "y")
     assert encode(program) == encode(h.two_step(donate=True))
@@ -385,9 +418,9 @@ def test_codes_are_emitted_for_the_level_that_runs() -> None:
     x, y = arrays(3)
     np.testing.assert_array_equal(np.asarray(exe(x, y)), (x + y) * np.float32(2))
     with pytest.raises(UnsupportedError, match="t_add, t_scale for ISA level neon"):
-        Executable(replace(h.two_step(), codes=h.gcc_codes({"t_add": h.ADD, "t_scale": h.SCALE}, exe.isa))).codes(
-            ["neon", "avx2"]
-        )
+        Executable(
+            replace(h.two_step(), codes=h.gcc_codes({"t_add": h.ADD, "t_scale": h.SCALE}, exe.isa))
+        ).codes(["neon", "avx2"])
 
 
 def test_damaged_blobs_are_refused() -> None:

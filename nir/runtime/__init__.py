@@ -10,7 +10,7 @@ from nir.runtime._core import (
 from nir.runtime.cache import CacheStats, ObjectCache, object_cache
 from nir.runtime.executable import Executable, InterpExecutable, as_storage, best_isa
 from nir.runtime.host import HostKernel
-from nir.runtime.package import load, save
+from nir.runtime.loaded import Loaded, load
 from nir.runtime.profile import CallTime, Profile
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Executable",
     "HostKernel",
     "InterpExecutable",
+    "Loaded",
     "ObjectCache",
     "Profile",
     "Storage",
@@ -28,7 +29,6 @@ __all__ = [
     "load",
     "memory_stats",
     "object_cache",
-    "save",
     "set_num_threads",
     "trim_memory",
 ]

@@ -6,7 +6,8 @@ die half-way never meet half an entry; a checksum finds what the disk has damage
 is deleted and made anew. The folder is bounded: the entries used longest ago go first. A folder
 that is missing or cannot be written is a cache that is always empty.
 
-    file   "NIROBJ\\0\\1", CRC-32 of the rest u32, size of meta u32, meta (JSON: part -> SHA-256), object
+    file   "NIROBJ\\0\\1", CRC-32 of the rest u32, size of meta u32, meta, object
+    meta   JSON: the SHA-256 of each part by its name
 """
 
 from __future__ import annotations
@@ -191,9 +192,10 @@ def _decode(data: bytes) -> tuple[dict[str, str], bytes] | None:
     if end > len(data):
         return None
     try:
-        return json.loads(data[_HEADER.size : end]), data[end:]
+        meta: dict[str, str] = json.loads(data[_HEADER.size : end])
     except ValueError:
         return None
+    return meta, data[end:]
 
 
 def _read_meta(path: Path) -> dict[str, str] | None:

@@ -184,9 +184,10 @@ class _Writer:
                 found.setdefault(linear[0], (i, axis, *linear[1:]))
         for name in self.symbols.index:
             if name not in found:
+                types = ", ".join(map(str, self.p.inputs)) or "none"
                 raise ShapeError(
                     f"{self.p.name}: no input's shape gives the size {name}: expected an axis of "
-                    f"size {name} or a*{name}+b among {', '.join(map(str, self.p.inputs)) or 'none'}"
+                    f"size {name} or a*{name}+b among {types}"
                 )
         rows = [(self.symbols(name), *found[str(name)]) for name in self.symbols.index]
         self._list(rows, lambda row: self._pack("<IIIqq", *row))

@@ -18,12 +18,14 @@ from nir.ir.dim import Dim
 from nir.ir.graph import Graph, location_text
 from nir.ir.location import Location, Locations, caller
 from nir.ir.program import Program
-from nir.ir.text import parse_graph, print_graph
-from nir.ir.types import TensorType, dtype
+from nir.ir.text import print_graph
+from nir.ir.types import TensorType
 from nir.runtime import _core
 from nir.runtime._core import Storage
-from nir.runtime.encode import decode, encode
+from nir.runtime.bind import bind_inputs
+from nir.runtime.encode import encode
 from nir.runtime.host import HostKernel
+from nir.runtime.package import write_package
 from nir.runtime.profile import Profile, profile_of
 
 Codes = Mapping[str, Mapping[str, bytes]]
@@ -62,6 +64,9 @@ class Executable:
     are functions of this process that calls name as kernels.
     """
 
+    _program: Program | None
+    _graph: Graph | None
+
     def __init__(
         self,
         program: Program,
@@ -78,11 +83,9 @@ class Executable:
             program = replace(program, codes=_merged(program.codes, level, emit(level)))
         self.hosts = dict(hosts or {})
         self._emit = emit
-        self.encoded = encode(program, self.hosts)
-        self._constants = [constant_storage(c) for c in program.constants]
         self._core = _core.Executable(
-            self.encoded,
-            self._constants,
+            encode(program, self.hosts),
+            [constant_storage(c) for c in program.constants],
             {name: dict(levels) for name, levels in program.codes.items()},
             {name: host.address for name, host in self.hosts.items()},
             isa or "",
@@ -183,10 +186,35 @@ class Executable:
         self._codes = codes
         return codes
 
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        bound: Mapping[int, Storage] | None = None,
+        levels: Sequence[str] | None = None,
+    ) -> None:
+        """Write a package to ``path``, with code for ``levels`` (all that nir generates code for).
+
+        Inputs numbered in ``bound`` become the package's weights. The file appears whole or not at
+        all. Raises UnsupportedError for a program that calls functions of this process, naming the
+        line, and for a level that there is no code for.
+        """
+        program = bind_inputs(self.program, bound or {})
+        for call in program.calls:
+            if call.kernel in self.hosts:
+                raise UnsupportedError(
+                    f"{call.op}: a package cannot call functions of this process",
+                    location_text(call.locs) or None,
+                )
+        levels = flags.ISA_LEVELS if levels is None else levels
+        codes = self.codes(levels)
+        write_package(path, replace(program, codes=codes), self.graph, codes, levels)
+
     def __repr__(self) -> str:
         p = self.program
         types = ", ".join(map(str, p.inputs)), ", ".join(map(str, p.outputs))
-        return f"Executable({p.name}: ({types[0]}) -> ({types[1]}), {len(p.calls)} calls, {self.isa})"
+        return (
+            f"Executable({p.name}: ({types[0]}) -> ({types[1]}), {len(p.calls)} calls, {self.isa})"
+        )
 
     def _kernel_error(self, status: int, call: int, *detail: int) -> BaseException:
         op, locs = self.sites[call]
@@ -202,39 +230,6 @@ class Executable:
                 return host.take_error() or CodegenError(f"{op}: the host function failed", where)
             case _:
                 return CodegenError(f"{op}: its kernel returned status {status}", where)
-
-
-class Loaded(Executable):
-    """An executable of a package; what only inspection needs is read when it is asked for."""
-
-    def __init__(self, core: _core.Executable, encoded: bytes, text: str, metadata: Any) -> None:
-        self._core, self.encoded, self._text, self.metadata = core, encoded, text, metadata
-        self.hosts, self.compile_seconds = {}, 0.0
-        self._emit, self._codes = None, {}
-        self._program: Program | None = None
-        self._graph: Graph | None = None
-
-    @property
-    def program(self) -> Program:
-        """The program, without constants and code."""
-        if self._program is None:
-            self._program = decode(self.encoded)
-        return self._program
-
-    @property
-    def graph(self) -> Graph | None:
-        """The lowered graph, read from the package's text; None if it was saved without one."""
-        if self._graph is None and self._text:
-            arrays = {
-                name: self._core.constant(index).numpy().view(dtype(kind).numpy).reshape(shape)
-                for name, index, kind, shape in self.metadata["constants"]
-            }
-            self._graph = parse_graph(self._text, arrays, self.metadata["name"])
-        return self._graph
-
-    @property
-    def text(self) -> str:
-        return self._text
 
 
 class InterpExecutable:

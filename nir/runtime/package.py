@@ -1,7 +1,6 @@
-"""Packages: an executable in one file, `.nirp`, which runs without tracing and without a compiler.
+"""Writes packages: an executable in one file, `.nirp`.
 
-docs/package.md describes the format; package.cc reads it. A package holds native code: load only
-those that you would run as a program.
+docs/package.md describes the format; package.cc reads it.
 """
 
 from __future__ import annotations
@@ -11,21 +10,17 @@ import os
 import secrets
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from nir import flags
-from nir.errors import PackageError, UnsupportedError
-from nir.ir.graph import location_text
+from nir.ir.graph import Graph
+from nir.ir.program import Program
 from nir.ir.text import print_graph
 from nir.ir.types import dtype
-from nir.runtime import _core
-from nir.runtime.encode import kernel_names
-from nir.runtime.executable import Executable, Loaded
+from nir.runtime.encode import encode, kernel_names
 
 MAGIC = b"\x89NIRP\r\n\x1a"
 VERSION = 1
@@ -35,35 +30,24 @@ _ENTRY = struct.Struct("<IIIIQQ")
 _PROGRAM, _METADATA, _TEXT, _CONSTANT, _CODE = range(1, 6)
 _LEVELS = {"plain": 0, "avx2": 1, "avx512": 2, "neon": 3}
 
+Section = tuple[int, int, int, bytes]
 
-def save(
-    executable: Executable, path: str | os.PathLike[str], levels: Sequence[str] | None = None
+
+def write_package(
+    path: str | os.PathLike[str],
+    program: Program,
+    graph: Graph | None,
+    codes: Mapping[str, Mapping[str, bytes]],
+    levels: Sequence[str],
 ) -> None:
-    """Write ``executable`` to ``path``, with code for ``levels`` (all that nir generates code for).
-
-    The file appears whole or not at all. Raises UnsupportedError for a program that calls functions
-    of this process, naming the line, and for a level that there is no code for.
-    """
-    if isinstance(executable, Loaded):
-        raise UnsupportedError(f"{executable.program.name} was loaded from a package: copy the file")
-    program = executable.program
-    for call in program.calls:
-        if call.kernel in executable.hosts:
-            raise UnsupportedError(
-                f"{call.op}: a package cannot call functions of this process",
-                location_text(call.locs) or None,
-            )
-    levels = flags.ISA_LEVELS if levels is None else levels
-    codes = executable.codes(levels)
+    """Write ``program`` with its constants, and ``codes`` for ``levels``; whole or not at all."""
     arrays: dict[str, np.ndarray] = {}
-    text = "" if executable.graph is None else print_graph(executable.graph, arrays)
+    text = "" if graph is None else print_graph(graph, arrays)
     number_of = {data: i for i, data in enumerate(program.constants)}
     about = {
         "name": program.name,
-        "inputs": [[n, str(t)] for n, t in zip(program.input_names, program.inputs, strict=False)],
-        "outputs": [
-            [n, str(t)] for n, t in zip(program.output_names, program.outputs, strict=False)
-        ],
+        "inputs": _named(program.input_names, program.inputs, "input"),
+        "outputs": _named(program.output_names, program.outputs, "output"),
         "isa": list(levels),
         "arena": str(program.arena),
         # The text names large arrays by a hash: here is where they lie.
@@ -72,42 +56,25 @@ def save(
             for name, a in arrays.items()
         ],
     }
-    sections: list[tuple[int, int, int, bytes]] = [
-        (_PROGRAM, 0, 0, executable.encoded),
+    encoded = encode(program)
+    sections: list[Section] = [
+        (_PROGRAM, 0, 0, encoded),
         (_METADATA, 0, 0, json.dumps(about).encode()),
         (_TEXT, 0, 0, text.encode()),
     ]
-    for number, name in enumerate(kernel_names(executable.encoded)):
+    for number, name in enumerate(kernel_names(encoded)):
         for level in levels if name in codes else ():
             sections.append((_CODE, number, _LEVELS[level], codes[name][level]))
     sections += [(_CONSTANT, i, 0, data) for i, data in enumerate(program.constants)]
     _write(Path(path), _layout(sections))
 
 
-def load(
-    path: str | os.PathLike[str], *, verify: bool = False, isa: str | None = None
-) -> Executable:
-    """The executable in ``path``, in milliseconds: the file is mapped, not read.
-
-    Checksums are checked; those of weights above 16 MiB only with ``verify=True``, since that reads
-    all of them. ``isa`` forces a level. Raises PackageError for a file that is damaged, foreign or
-    of another version, and UnsupportedError where this machine cannot run its code.
-    """
-    core, encoded, text, about = _core.load_package(os.fspath(path), verify, isa or "")
-    try:
-        return Loaded(core, encoded, text.decode(), json.loads(about))
-    except ValueError as error:
-        raise PackageError(f"{os.fspath(path)}: damaged: {error}") from None
+def _named(names: Sequence[str], types: Sequence[object], what: str) -> list[list[str]]:
+    names = names or [f"{what}{i}" for i in range(len(types))]
+    return [[name, str(t)] for name, t in zip(names, types, strict=True)]
 
 
-def metadata(executable: Executable) -> dict[str, Any]:
-    """What the package said of itself: name, inputs, outputs, ISA levels, arena."""
-    if not isinstance(executable, Loaded):
-        raise PackageError("expected an executable that was loaded from a package")
-    return executable.metadata
-
-
-def _layout(sections: Sequence[tuple[int, int, int, bytes]]) -> list[bytes]:
+def _layout(sections: Sequence[Section]) -> list[bytes]:
     """The file in pieces: header, table, and each section behind its padding."""
     end = 64 + _ENTRY.size * len(sections)
     entries, body = [], []
