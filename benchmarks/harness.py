@@ -165,8 +165,9 @@ def report(measured: Sequence[Measurement]) -> str:
             f"  {m.peer:<14} {m.median * 1e3:9.3f} {m.spread:7.1%} {ratio(measured[0], m):>16} "
             f"{m.first_call:9.2f} s {m.peak_bytes / 2**20:9.0f}  {m.version}"
         )
-    wrong = disagreement(measured, workload.tolerance)
-    lines.append(f"  results DISAGREE: {wrong}" if wrong else "  results agree")
+    if sum(not m.error for m in measured) > 1:
+        wrong = disagreement(measured, workload.tolerance)
+        lines.append(f"  results DISAGREE: {wrong}" if wrong else "  results agree")
     return "\n".join(lines)
 
 

@@ -56,7 +56,7 @@ def _time(step: workloads.Step, seconds: float) -> dict[str, float]:
 
 def _version(peer: str) -> str:
     module = sys.modules[peer.split("_")[0]]
-    return f"{module.__name__} {module.__version__}"
+    return f"{module.__name__} {getattr(module, '__version__', 'in development')}"
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 import nir
-from examples.resnet9 import ResNet9
+from examples.resnet9 import Classifier, ResNet9
 from nir import data
 from nir.nn import functional as F
 
@@ -42,16 +42,36 @@ class Epoch:
     seconds: float
 
 
-def load_data(folder: str | None) -> tuple[str, data.TensorDataset, data.TensorDataset]:
-    """Name, training set and test set; images u8[N,3,32,32] that batches turn into f32 0..1."""
+@dataclass(frozen=True)
+class Task:
+    """A data set: u8[N,3,32,32] and i64[N] of each split, and means and deviations by channel."""
+
+    name: str
+    train: data.TensorDataset
+    test: data.TensorDataset
+    mean: np.ndarray
+    std: np.ndarray
+
+
+def load_data(folder: str | None) -> Task:
+    """CIFAR-10 or MNIST from ``folder``, scikit-learn's digits without one."""
     if folder is None:
         name, train, test = "digits", data.digits("train"), data.digits("test")
     elif any(Path(folder).glob("*idx3-ubyte*")):
         name, (train, test) = "MNIST", _mnist(folder)
     else:
         name, train, test = "CIFAR-10", data.cifar10(folder), data.cifar10(folder, "test")
-    sets = [data.TensorDataset(*arrays, transform=data.ToFloat()) for arrays in (train, test)]
-    return name, sets[0], sets[1]
+    shift = data.RandomCrop(32, padding=1)
+    # Mirrored animals and vehicles are still such, mirrored digits are not.
+    augment = data.Compose(shift, data.RandomHorizontalFlip()) if name == "CIFAR-10" else shift
+    pixels = train[0].transpose(1, 0, 2, 3).reshape(3, -1)
+    return Task(
+        name,
+        data.TensorDataset(*train, transform=augment),
+        data.TensorDataset(*test),
+        pixels.mean(1) / 255,
+        np.maximum(pixels.std(1) / 255, 1e-3),
+    )
 
 
 def _mnist(folder: str) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -71,13 +91,13 @@ def _mnist(folder: str) -> list[tuple[np.ndarray, np.ndarray]]:
 class Trainer:
     """The model, its optimiser and the two compiled functions: a step and an evaluation."""
 
-    def __init__(self) -> None:
-        self.model = model = ResNet9()
+    def __init__(self, task: Task) -> None:
+        self.model = model = Classifier(ResNet9(), task.mean, task.std)
         self.optimizer = optimizer = nir.optim.Adam(
             model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY
         )
         # B stays symbolic: one program serves full batches, the last partial one and any other.
-        specs = ("f32[B,3,32,32]", "i64[B]")
+        specs = ("u8[B,3,32,32]", "i64[B]")
 
         @nir.jit(state=[model, optimizer], specs=specs)
         def train(x: nir.Tensor, y: nir.Tensor) -> tuple[nir.Tensor, nir.Tensor]:
@@ -139,9 +159,9 @@ def plot(history: list[Epoch], path: Path, title: str) -> None:
     plt.close(figure)
 
 
-def export(model: ResNet9, tests: data.TensorDataset, out: Path) -> Path:
+def export(model: Classifier, tests: data.TensorDataset, out: Path) -> Path:
     """Compile the model for inference and save it, with the test images, for another process."""
-    executable = nir.compile(model.eval(), nir.spec("f32[B,3,32,32]"))
+    executable = nir.compile(model.eval(), nir.spec("u8[B,3,32,32]"))
     package = out / "resnet9.nirp"
     executable.save(package)
     images, labels = tests.arrays
@@ -160,10 +180,11 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     dumps = Path(os.environ.setdefault("NIR_DUMP", str(args.out / "ir")))
 
-    name, train, test = load_data(args.data)
+    task = load_data(args.data)
+    name, train, test = task.name, task.train, task.test
     epochs = args.epochs or (DIGITS_EPOCHS if name == "digits" else EPOCHS)
     nir.manual_seed(args.seed)
-    trainer = Trainer()
+    trainer = Trainer(task)
     loader = data.DataLoader(train, args.batch, shuffle=True, seed=args.seed)
     tests = data.DataLoader(test, EVAL_BATCH)
     count = sum(p.numel() for p in trainer.model.parameters())

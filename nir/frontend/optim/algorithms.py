@@ -78,7 +78,7 @@ class Adam(Optimizer):
     def scalars(self, group: ParamGroup) -> tuple[Tensor, ...]:
         """lr, lr / (1 - b1^t) and sqrt(1 - b2^t)."""
         lr, (b1, b2) = group["lr"], group["betas"]
-        c1, c2 = (_one_minus_power(b, self.steps) for b in (b1, b2))
+        c1, c2 = (_one_minus_power(b, self.steps.to(lr.dtype)) for b in (b1, b2))
         return lr, lr / c1, c2.sqrt()
 
     def update(

@@ -9,7 +9,6 @@ import numpy as np
 
 from nir.errors import NirError
 from nir.frontend.functional import realize
-from nir.frontend.functional import realize
 from nir.frontend.tensor import Tensor
 from nir.ir.types import DType, f32, f64
 
