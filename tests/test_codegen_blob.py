@@ -107,9 +107,7 @@ def relocations(obj: bytes) -> list[tuple[int, int]]:
     size, count, _ = struct.unpack_from("<HHH", obj, 58)
     out = []
     for i in range(count):
-        _, kind, _, _, at, length, _, _, _, _ = struct.unpack_from(
-            "<IIQQQQIIQQ", obj, table + i * size
-        )
+        _, kind, _, _, at, length = struct.unpack_from("<IIQQQQ", obj, table + i * size)
         if kind == 4:
             out += [
                 (at + j, struct.unpack_from("<I", obj, at + j + 8)[0]) for j in range(0, length, 24)

@@ -181,13 +181,12 @@ def test_extremes() -> None:
         for kind, t in ((np.float32, "f32"), (np.float64, "f64")):
             x, want = (np.array(column, kind) for column in zip(*pairs, strict=True))
             if kind == np.float64:  # 89 overflows f32 only
-                want = np.where((x == 89), np.exp(x) - (name == "expm1"), want)
+                want = np.where(x == 89, math.exp(89), want)
             region = fused("map", [f"{t}[{x.size}]"], lambda v, name=name: getattr(v, name)())
             for isa, (got,) in run_all(region, [x], with_c=True).items():
                 np.testing.assert_allclose(got, want, 1e-15 if t == "f64" else 1e-6, 0, err_msg=isa)
-                np.testing.assert_array_equal(
-                    np.signbit(got[want == 0]), np.signbit(want[want == 0])
-                )
+                zero = want == 0
+                np.testing.assert_array_equal(np.signbit(got[zero]), np.signbit(want[zero]))
 
 
 def test_large_angles_stay_sines() -> None:
@@ -198,6 +197,11 @@ def test_large_angles_stay_sines() -> None:
             assert (np.abs(got) <= 1).all()
 
 
+def wrapped(value: int, info: np.iinfo) -> int:
+    size = 1 << info.bits
+    return (value - info.min) % size + info.min
+
+
 def test_integer_division_never_traps() -> None:
     """By 0, and of the smallest number by -1, in every dtype and every lane."""
     for name in ("i8", "i16", "i32", "i64", "u8"):
@@ -205,14 +209,15 @@ def test_integer_division_never_traps() -> None:
         edge = sorted({info.min, info.min + 1, max(info.min, -7), 0, 1, 7, info.max})
         below = sorted({max(info.min, -3), max(info.min, -1), 0, 1, 2, info.min, info.max})
         x, y = (g.ravel().astype(dtype(name).numpy) for g in np.meshgrid(edge, below))
-        region = fused("map", [f"{name}[{x.size}]"] * 2, lambda a, b: (a // b, a % b))
+        region = fused("map", [f"{name}[{x.size}]"] * 2, lambda a, b: (a.floor_div(b), a.mod(b)))
+        pairs = [(int(p), int(q)) for p, q in zip(x, y, strict=True)]
         want = [
-            np.array([int(p) // int(q) if q else 0 for p, q in zip(x, y, strict=True)]),
-            np.array([int(p) % int(q) if q else 0 for p, q in zip(x, y, strict=True)]),
+            [wrapped(p // q, info) if q else 0 for p, q in pairs],
+            [wrapped(p % q, info) if q else 0 for p, q in pairs],
         ]
         for results in run_all(region, [x, y], with_c=True).values():
             for got, w in zip(results, want, strict=True):
-                np.testing.assert_array_equal(got, w.astype(x.dtype))
+                assert got.tolist() == w
 
 
 @pytest.mark.parametrize("source", ["f64", "f32", "i64", "i32", "i16", "i8", "u8", "bool"])
