@@ -24,8 +24,8 @@ from nir.ops.fused import Fused, ReducePartial, accumulator_result
 _ALIGN = 64
 # Symbols take this value when buffers are compared for size; any choice is correct.
 _TYPICAL = 64
-# Gaps tried for a buffer before it goes on top of all others.
-_TRIES = 128
+# Buffers up to which the packing that compares each with all others is tried too.
+_GREEDY_LIMIT = 1000
 
 
 @dataclass(eq=False)
@@ -269,18 +269,60 @@ def _pack(buffers: Sequence[_Storage]) -> Dim:
     span = np.array([s.end - s.start + 1 for s in buffers])
     start = np.array([s.start for s in buffers])
     end = np.array([s.end for s in buffers])
-    best: tuple[int, np.ndarray, np.ndarray] | None = None
-    # Large first keeps big blocks together; long-lived first keeps the bottom dense.
-    for order in (np.lexsort((-span, -typical)), np.lexsort((start, -typical * span))):
-        offsets = _first_fit(order, vectors, weight, start, end)
-        total = (offsets + vectors).max(axis=0)
-        peak = int(total @ weight)
-        if best is None or peak < best[0]:
-            best = peak, offsets, total
-    assert best is not None
-    for s, row in zip(buffers, best[1], strict=True):
+    plans = [_sweep(vectors, weight, start, end)]
+    if len(buffers) <= _GREEDY_LIMIT:
+        # Large first keeps big blocks together; large and long-lived first keeps the bottom dense.
+        for order in (np.lexsort((-span, -typical)), np.lexsort((start, -typical * span))):
+            plans.append(_first_fit(order, vectors, weight, start, end))
+    offsets = min(plans, key=lambda o: int((o + vectors).max(axis=0) @ weight))
+    for s, row in zip(buffers, offsets, strict=True):
         s.offset = _to_dim(row, basis)
-    return _to_dim(best[2], basis)
+    return _to_dim((offsets + vectors).max(axis=0), basis)
+
+
+def _sweep(sizes: np.ndarray, weight: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Offsets in the order of time: each buffer takes the tightest gap that surely holds it.
+
+    Gaps are what dead buffers left; neighbours join. Linear in the number of buffers, as long as
+    there are few gaps.
+    """
+    offsets = np.zeros_like(sizes)
+    gaps: list[tuple[np.ndarray, np.ndarray]] = []  # (low, high), in no order
+    top = np.zeros(sizes.shape[1], np.int64)
+    dying = iter(sorted(range(len(sizes)), key=lambda i: (end[i], i)))
+    next_death = next(dying, None)
+    for i in np.argsort(start, kind="stable"):
+        while next_death is not None and end[next_death] < start[i]:
+            low = offsets[next_death]
+            _free(gaps, low, low + sizes[next_death])
+            next_death = next(dying, None)
+        fitting = [
+            (int((high - low) @ weight), k)
+            for k, (low, high) in enumerate(gaps)
+            if (low + sizes[i] <= high).all()
+        ]
+        if fitting:
+            low, high = gaps.pop(min(fitting)[1])
+            offsets[i] = low
+            if (low + sizes[i] != high).any():
+                gaps.append((low + sizes[i], high))
+        else:
+            offsets[i] = top
+            top = top + sizes[i]
+    return offsets
+
+
+def _free(gaps: list[tuple[np.ndarray, np.ndarray]], low: np.ndarray, high: np.ndarray) -> None:
+    """Add the gap from ``low`` to ``high``, joined with those that touch it."""
+    kept = []
+    for a, b in gaps:
+        if (b == low).all():
+            low = a
+        elif (a == high).all():
+            high = b
+        else:
+            kept.append((a, b))
+    gaps[:] = [*kept, (low, high)]
 
 
 def _first_fit(
@@ -288,24 +330,19 @@ def _first_fit(
 ) -> np.ndarray:
     """Offsets (one coefficient row each): every buffer takes the lowest gap that surely holds it."""
     offsets = np.zeros_like(sizes)
-    placed = np.zeros(len(sizes), np.int64)
-    count = 0
+    placed = np.zeros(0, np.int64)  # in ascending order of offsets
     for i in order:
-        others = placed[:count]
-        others = others[(start[others] <= end[i]) & (end[others] >= start[i])]
+        others = placed[(start[placed] <= end[i]) & (end[placed] >= start[i])]
         low = offsets[others]
         high = low + sizes[others]
+        # Above the first k of them lies their coefficient-wise maximum, whatever the sizes are.
         zero = np.zeros((1, sizes.shape[1]), np.int64)
-        candidates = np.concatenate([zero, high])
-        candidates = candidates[np.argsort(candidates @ weight, kind="stable")][:_TRIES, None]
-        above = (high <= candidates).all(axis=2)
-        below = (candidates + sizes[i] <= low).all(axis=2)
-        fits = (above | below).all(axis=1)
-        first = int(fits.argmax())
-        # The coefficient-wise maximum lies above all of them, whatever the sizes are.
-        offsets[i] = candidates[first, 0] if fits[first] else high.max(axis=0)
-        placed[count] = i
-        count += 1
+        above = np.maximum.accumulate(np.concatenate([zero, high]), axis=0)
+        below = np.minimum.accumulate(low[::-1], axis=0)[::-1]
+        fits = (above[:-1] + sizes[i] <= below).all(axis=1)
+        offsets[i] = above[int(fits.argmax()) if fits.any() else -1]
+        at = np.searchsorted(offsets[placed] @ weight, offsets[i] @ weight)
+        placed = np.insert(placed, at, i)
     return offsets
 
 
