@@ -23,7 +23,12 @@ from benchmarks import workloads
 
 MAX_SPREAD = 0.15
 _ROOT = Path(__file__).parent.parent
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NIR_NUM_THREADS")
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NIR_NUM_THREADS",
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class _Peer:
         self.times: list[float] = []
         environment = {**os.environ, **{v: str(threads) for v in _THREAD_VARIABLES}}
         # A file, since a pipe that nobody reads would stop a talkative peer.
-        self.log = tempfile.TemporaryFile()
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", workload, name],
             stdin=subprocess.PIPE,

@@ -19,8 +19,8 @@ def nir_step(model: Any, batches: Sequence[Any]) -> Step:
 
     model.load_state_dict(weights.make(model.state_dict()))
     optimizer = nir.optim.Adam(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    (x, y) = batches[0]
-    specs = (f"f32[B,{','.join(map(str, x.shape[1:]))}]", "i64[B]")
+    sizes = ",".join(map(str, batches[0][0].shape[1:]))
+    specs = (f"f32[B,{sizes}]", "i64[B]")
 
     @nir.jit(state=[model, optimizer], specs=specs)
     def train(x: nir.Tensor, y: nir.Tensor) -> nir.Tensor:

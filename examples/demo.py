@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 import nir
+from examples.classify import peak_mib
 from examples.resnet9 import Classifier, ResNet9
 from nir import data
 from nir.nn import functional as F
@@ -208,7 +208,7 @@ def main() -> None:
         model=trainer.model, optimizer=trainer.optimizer, loader=loader,
     )  # fmt: skip
     package = export(trainer.model, test, args.out)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_mib()
     compiled = trainer.train.compile_seconds + trainer.evaluate.compile_seconds
     print(f"compile time      {compiled:.2f} s for {trainer.train.compiles} training and "
           f"{trainer.evaluate.compiles} evaluation program")  # fmt: skip

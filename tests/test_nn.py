@@ -234,7 +234,7 @@ def test_simple_initialisers() -> None:
 def test_gains() -> None:
     assert nir.init.calculate_gain("relu") == math.sqrt(2)
     assert nir.init.calculate_gain("leaky_relu", 1.0) == 1.0
-    with pytest.raises(NirError, match="expected one of linear, .* got 'swoosh'"):
+    with pytest.raises(NirError, match=r"expected one of linear, .* got 'swoosh'"):
         nir.init.calculate_gain("swoosh")
     with pytest.raises(ShapeError, match="at least 2 axes"):
         nir.init.xavier_normal_(nir.zeros(3))

@@ -268,7 +268,9 @@ SCHEDULES: dict[str, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
         lambda o: optim.SequentialLR(
             o, [optim.LinearLR(o, 0.1, 1.0, 4), optim.CosineAnnealingLR(o, 6)], [4]
         ),
-        lambda s, o: s.SequentialLR(o, [s.LinearLR(o, 0.1, 1.0, 4), s.CosineAnnealingLR(o, 6)], [4]),
+        lambda s, o: s.SequentialLR(
+            o, [s.LinearLR(o, 0.1, 1.0, 4), s.CosineAnnealingLR(o, 6)], [4]
+        ),
     ),
 }
 

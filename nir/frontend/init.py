@@ -10,8 +10,8 @@ import math
 from typing import Literal
 
 from nir.errors import NirError, ShapeError
-from nir.frontend.random import rand, randn
 from nir.frontend.functional import eye, full
+from nir.frontend.random import rand, randn
 from nir.frontend.tensor import Tensor
 
 FanMode = Literal["fan_in", "fan_out"]
@@ -49,7 +49,8 @@ def eye_(tensor: Tensor) -> Tensor:
     """Ones on the diagonal of a matrix."""
     if len(tensor.shape) != 2:
         raise ShapeError(f"eye_: expected a matrix, got shape {tuple(tensor.shape)}")
-    return _fill(tensor, eye(*tensor.shape, dtype=tensor.dtype))
+    rows, columns = _sizes(tensor)
+    return _fill(tensor, eye(rows, columns, dtype=tensor.dtype))
 
 
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
@@ -99,8 +100,12 @@ def _fans(tensor: Tensor, name: str) -> tuple[int, int]:
     if len(tensor.shape) < 2:
         shape = tuple(tensor.shape)
         raise ShapeError(f"{name}: expected at least 2 axes, for fan in and fan out, got {shape}")
-    out, channels, *kernel = (int(n) for n in tensor.shape)
+    out, channels, *kernel = _sizes(tensor)
     return channels * math.prod(kernel), out * math.prod(kernel)
+
+
+def _sizes(tensor: Tensor) -> list[int]:
+    return [n for n in tensor.shape if isinstance(n, int)]
 
 
 def _fill(tensor: Tensor, values: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Data sets, loaders, transforms and readers.
 
-    train = nir.data.TensorDataset(images, labels, transform=nir.data.ToFloat())
-    for x, y in nir.data.DataLoader(train, batch_size=128, shuffle=True, seed=0):
-        ...
+train = nir.data.TensorDataset(images, labels, transform=nir.data.ToFloat())
+for x, y in nir.data.DataLoader(train, batch_size=128, shuffle=True, seed=0):
+    ...
 """
 
 from nir.frontend.data.dataset import Dataset, TensorDataset

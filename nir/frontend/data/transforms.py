@@ -80,9 +80,7 @@ class RandomCrop:
         corners = rng.integers(0, high, (len(batch), 2))
         # A view of all windows; one gather picks each image's own.
         windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(2, 3))
-        return np.ascontiguousarray(
-            windows[np.arange(len(batch)), :, corners[:, 0], corners[:, 1]]
-        )
+        return np.ascontiguousarray(windows[np.arange(len(batch)), :, corners[:, 0], corners[:, 1]])
 
 
 def _expect_images(name: str, batch: np.ndarray) -> None:

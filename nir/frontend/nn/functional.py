@@ -15,6 +15,7 @@ from nir.frontend.functional import apply, arange, full, maximum, where
 from nir.frontend.random import Generator, bernoulli
 from nir.frontend.tensor import Tensor
 from nir.ir.dim import Dim
+from nir.ir.op import Op
 from nir.ir.types import DType, i64
 
 Pair: TypeAlias = "int | tuple[int, int]"
@@ -133,7 +134,7 @@ def conv2d(
             f"conv2d: expected images [N,C,H,W] and a weight [O,C/groups,kh,kw], "
             f"got {tuple(x.shape)} and {tuple(weight.shape)}"
         )
-    y = apply(
+    y = _apply(
         ops.Conv2d,
         x.permute(*_TO_NHWC),
         weight.permute(*_OIHW_TO_HWIO),
@@ -158,7 +159,8 @@ def _padding(
         raise NirError(f"conv2d: expected padding 'same', 'valid' or sizes, got {padding!r}")
     if stride != (1, 1):
         raise NirError(f"conv2d: padding 'same' needs stride 1, got {stride}")
-    total = [d * (int(k) - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    kernel = [_static(k, "conv2d") for k in weight.shape[2:]]
+    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     # The odd element goes to the end, as in PyTorch.
     return (total[0] // 2, total[0] - total[0] // 2), (total[1] // 2, total[1] - total[1] // 2)
 
@@ -169,7 +171,7 @@ def max_pool2d(
     """The largest of each window of [N, C, H, W]; padding never wins, nan does."""
     _expect_images("max_pool2d", x)
     high, wide = pair(padding)
-    y = apply(
+    y = _apply(
         ops.MaxPool2d,
         x.permute(*_TO_NHWC),
         kernel=pair(kernel_size),
@@ -189,7 +191,7 @@ def avg_pool2d(
     """The mean of each window of [N, C, H, W]; padding counts unless ``count_include_pad``."""
     _expect_images("avg_pool2d", x)
     high, wide = pair(padding)
-    y = apply(
+    y = _apply(
         ops.AvgPool2d,
         x.permute(*_TO_NHWC),
         kernel=pair(kernel_size),
@@ -225,7 +227,7 @@ def embedding(indices: Tensor, weight: Tensor, padding_idx: int | None = None) -
     """Rows of ``weight`` [V, D]: [...] -> [..., D]; row ``padding_idx`` gets no gradient."""
     if not indices.dtype.is_integer:
         raise DTypeError(f"embedding: expected integer indices, got {indices.dtype}")
-    rows = apply(ops.Take, weight, indices, axis=0)
+    rows = _apply(ops.Take, weight, indices, axis=0)
     if padding_idx is None:
         return rows
     return where((indices == padding_idx).unsqueeze(-1), rows.detach(), rows)
@@ -257,7 +259,7 @@ def batch_norm(
     assert running_var is not None
     weight, bias = _affine(x, weight, bias)
     to_last, back = _channel_last(x.ndim)
-    y = apply(
+    y = _apply(
         ops.BatchNormInference,
         x.permute(*to_last),
         weight,
@@ -272,8 +274,8 @@ def batch_norm(
 def bessel(x: Tensor, dtype: DType) -> Tensor:
     """n / max(n - 1, 1), n the elements of each channel of [N, C, ...], as a 0-d tensor."""
     count: Dim = 1
-    for axis, n in enumerate(x.shape):
-        count = count * (1 if axis == 1 else n)
+    for axis, size in enumerate(x.shape):
+        count = count * (1 if axis == 1 else size)
     n = full((), count, dtype=dtype)
     return n / maximum(n - 1, 1.0)
 
@@ -293,10 +295,10 @@ def layer_norm(
             f"got shape {tuple(x.shape)}"
         )
     if axes == 1:
-        return apply(ops.LayerNorm, x, weight, bias, eps=eps)
+        return _apply(ops.LayerNorm, x, weight, bias, eps=eps)
     flat = x.flatten(-axes)
     weight, bias = (None if t is None else t.reshape(-1) for t in (weight, bias))
-    return apply(ops.LayerNorm, flat, weight, bias, eps=eps).reshape(*x.shape)
+    return _apply(ops.LayerNorm, flat, weight, bias, eps=eps).reshape(*x.shape)
 
 
 def dropout(
@@ -313,9 +315,7 @@ def dropout(
     return where(keep, x * (1 / (1 - p)), 0.0)
 
 
-def _affine(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     channels = (x.shape[1],)
     weight = full(channels, 1.0, dtype=x.dtype) if weight is None else weight
     bias = full(channels, 0.0, dtype=x.dtype) if bias is None else bias
@@ -385,7 +385,7 @@ def cross_entropy(
         return _reduce(losses, reduction)
     rows, classes = _rows("cross_entropy", input, target)
     kept = classes != ignore_index
-    losses = apply(ops.CrossEntropy, rows, where(kept, classes, 0))
+    losses = _apply(ops.CrossEntropy, rows, where(kept, classes, 0))
     if label_smoothing:
         uniform = -rows.log_softmax(-1).mean(-1)
         losses = (1 - label_smoothing) * losses + label_smoothing * uniform
@@ -426,6 +426,12 @@ def _reduce(losses: Tensor, reduction: Reduction) -> Tensor:
         case "none":
             return losses
     raise NirError(f"expected reduction 'mean', 'sum' or 'none', got {reduction!r}")
+
+
+def _apply(op: type[Op], *operands: Tensor | None, **attributes: object) -> Tensor:
+    """`apply` of an op with one result."""
+    out: Tensor = apply(op, *operands, **attributes)
+    return out
 
 
 # ---- checks --------------------------------------------------------------------------------------

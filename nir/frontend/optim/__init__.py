@@ -1,7 +1,7 @@
 """Optimisers, gradient clipping and learning-rate schedules, by PyTorch's names.
 
-    optimizer = nir.optim.Adam(model.parameters(), lr=5e-4)
-    optimizer.zero_grad(); loss.backward(); optimizer.step()
+optimizer = nir.optim.Adam(model.parameters(), lr=5e-4)
+optimizer.zero_grad(); loss.backward(); optimizer.step()
 """
 
 from nir.frontend.optim.algorithms import SGD, Adam, AdamW

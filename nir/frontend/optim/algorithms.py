@@ -14,7 +14,7 @@ from nir.frontend.tensor import Tensor
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum m and weight decay c:
 
-        g += c p;  v = m v + g;  p -= lr v        (nesterov: p -= lr (g + m v))
+    g += c p;  v = m v + g;  p -= lr v        (nesterov: p -= lr (g + m v))
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class SGD(Optimizer):
 class Adam(Optimizer):
     """Adam (Kingma and Ba, 2015), with weight decay c coupled into the gradient:
 
-        g += c p;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
-        p -= lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)
+    g += c p;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
+    p -= lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)
     """
 
     decoupled = False
@@ -90,14 +90,16 @@ class Adam(Optimizer):
         slots: dict[str, Tensor],
     ) -> Tensor:
         lr, correction1, correction2 = scalars
-        (b1, b2), decay = group["betas"], group["weight_decay"]
+        b1: float
+        b2: float
+        (b1, b2), decay, eps = group["betas"], float(group["weight_decay"]), float(group["eps"])
         if decay and self.decoupled:
             p = p - (lr * decay) * p
         elif decay:
             g = g + decay * p
         m = slots["exp_avg"] = slots["exp_avg"] + (1 - b1) * (g - slots["exp_avg"])
         v = slots["exp_avg_sq"] = b2 * slots["exp_avg_sq"] + (1 - b2) * (g * g)
-        return p - correction1 * (m / (v.sqrt() / correction2 + group["eps"]))
+        return p - correction1 * (m / (v.sqrt() / correction2 + eps))
 
 
 class AdamW(Adam):

@@ -18,10 +18,10 @@ def clip_grad_norm_(
 
     scale = min(1, max_norm / (norm + 1e-6)); ``norm_type`` is a positive number or infinity.
     """
-    owners = _with_grad(parameters)
-    if not owners:
+    pairs = _with_grad(parameters)
+    if not pairs:
         raise NirError("clip_grad_norm_: expected a parameter that has a gradient, found none")
-    grads = [p.grad for p in owners]
+    grads = [g for _, g in pairs]
     if norm_type == float("inf"):
         norm = stack([g.abs().amax() for g in grads]).amax()
     elif norm_type == 2:
@@ -29,17 +29,17 @@ def clip_grad_norm_(
     else:
         norm = stack([(g.abs() ** norm_type).sum() for g in grads]).sum() ** (1 / norm_type)
     scale = (max_norm / (norm + _EPS)).clamp(max=1.0)
-    for p in owners:
-        p.grad = p.grad * scale
+    for p, g in pairs:
+        p.grad = g * scale
     return norm
 
 
 def clip_grad_value_(parameters: Iterable[Tensor] | Tensor, clip_value: float) -> None:
     """Clamp every element of every gradient to +-``clip_value``."""
-    for p in _with_grad(parameters):
-        p.grad = p.grad.clamp(-clip_value, clip_value)
+    for p, g in _with_grad(parameters):
+        p.grad = g.clamp(-clip_value, clip_value)
 
 
-def _with_grad(parameters: Iterable[Tensor] | Tensor) -> list[Tensor]:
+def _with_grad(parameters: Iterable[Tensor] | Tensor) -> list[tuple[Tensor, Tensor]]:
     tensors = [parameters] if isinstance(parameters, Tensor) else parameters
-    return [p for p in tensors if p.grad is not None]
+    return [(p, p.grad) for p in tensors if p.grad is not None]

@@ -164,7 +164,7 @@ class Optimizer:
                     )
         for own, new in zip(self.state, saved, strict=True):
             for name, tensor in own.items():
-                value = np.asarray(new[name]) if new else np.zeros(tuple(tensor.shape))
+                value = np.asarray(new[name]) if new else np.zeros_like(tensor.numpy())
                 tensor.copy_(Tensor(value.astype(tensor.dtype.numpy)))
         steps = max((float(np.asarray(s["step"])) for s in saved if "step" in s), default=0.0)
         self.steps.copy_(Tensor(np.asarray(steps, np.float32)))
