@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -17,17 +20,20 @@ from nir.ir.dump import Dumper
 from nir.ir.graph import Graph, location_text
 from nir.ir.interp import random_inputs, run
 from nir.ir.location import Location
-from nir.ir.op import Op, Value
+from nir.ir.op import OPS, Op, Value
 from nir.ir.program import Buffer, Call, Donation, Epilogue, Program, Target
 from nir.ops import Constant, HostCall
 from nir.ops.fused import Fused
 from nir.passes.memory import is_alias
 from nir.passes.pipeline import run_pipeline
 from nir.runtime import (
+    Entry,
     Executable,
     HostKernel,
     InterpExecutable,
+    Stored,
     as_storage,
+    entry_of,
     get_num_threads,
     object_cache,
 )  # fmt: skip
@@ -38,13 +44,33 @@ from nir.targets.kernel_call import KernelCall
 def compile_graph(graph: Graph, target: str | Target = "cpu") -> Executable | InterpExecutable:
     """Compile ``graph`` for ``target``: "cpu", or "interp", the reference interpreter.
 
-    Raises UnsupportedError, with the user's line, for an op that the target can neither run nor
-    take apart.
+    A program that was compiled before, in whichever process, comes from the cache on disk. Dumps
+    and verification compile anew. Raises UnsupportedError, with the user's line, for an op that the
+    target can neither run nor take apart.
     """
     start = time.perf_counter()
     machine = resolve_target(target)
     if machine.name == "interp":
         return InterpExecutable(graph)
+    parts = program_parts(graph, machine)
+    if parts is None:
+        return _compile(graph, machine, start)
+    locations, places = _locations(graph)
+    parts["places"] = places
+    cache = object_cache()
+    found = cache.lookup(parts)
+    if found is not None:
+        later = _Later(graph, machine)
+        entry = Entry.unpack(found).at(locations)
+        stored = Stored(entry, lambda: later.lowered, lambda isa: _blobs_of(later.loops, isa))
+        stored.compile_seconds = time.perf_counter() - start
+        return stored
+    executable = _compile(graph, machine, start)
+    cache.store(parts, entry_of(executable.program, machine.isa, locations).pack())
+    return executable
+
+
+def _compile(graph: Graph, machine: Target, start: float) -> Executable:
     dump = Dumper.from_flags(graph.name)
     # Host functions may have effects: they run once a run, never for a comparison.
     checked = flags.verify() and not _calls_host(graph)
@@ -57,13 +83,91 @@ def compile_graph(graph: Graph, target: str | Target = "cpu") -> Executable | In
         program,
         graph=lowered,
         compile_seconds=time.perf_counter() - start,
-        emit=lambda isa: {name: _blob(kernel, isa) for name, kernel in loops.items()},
+        emit=lambda isa: _blobs_of(loops, isa),
         hosts=hosts,
         isa=machine.isa,
     )
     if inputs is not None:
         _check_outputs(graph, executable, inputs)
     return executable
+
+
+# ---- programs on disk --------------------------------------------------------------------------
+
+
+def program_parts(graph: Graph, target: Target) -> dict[str, str] | None:
+    """What a compiled program depends on but for lines; None where it has to be compiled here.
+
+    `ObjectCache.why` says which of these differs from the programs that are there.
+    """
+    own_table = target.kernels is not cpu.KERNELS or target.epilogues is not cpu.EPILOGUES
+    if own_table or flags.verify() or flags.dump_dir() is not None or _has_functions(graph):
+        return None
+    machine = f"{target.name} {target.isa} {target.threads} {target.numerics}"
+    names = "\n".join((graph.name, *graph.input_names))
+    return {"graph": graph.key, "names": names, "target": machine, "version": _version()}
+
+
+def _has_functions(graph: Graph) -> bool:
+    """Whether an op holds a Python function: what it does is known to this process only."""
+    for op in graph.nodes:
+        if _may_hold_functions(op.name) and any(map(callable, op.attributes.values())):
+            return True
+        if any(_has_functions(region) for _, region in op.regions()):
+            return True
+    return False
+
+
+@functools.cache
+def _may_hold_functions(name: str) -> bool:
+    return any("Callable" in str(f.type) or "Any" in str(f.type) for f in fields(OPS[name]))
+
+
+def _locations(graph: Graph) -> tuple[tuple[Location, ...], str]:
+    """The lines of ``graph`` in the order of their first use, and which of them each op has."""
+    number: dict[Location, int] = {}
+    places: list[str] = []
+
+    def visit(g: Graph) -> None:
+        for op in g.nodes:
+            for loc in sorted(op.locs) if len(op.locs) > 1 else op.locs:
+                places.append(str(number.setdefault(loc, len(number))))
+            places.append(";")
+            for _, region in op.regions():
+                visit(region)
+
+    visit(graph)
+    return tuple(number), " ".join(places)
+
+
+@functools.cache
+def _version() -> str:
+    """Changes with every file of nir, and with numpy, which folds constants."""
+    digest = hashlib.sha256(np.__version__.encode())
+    root = Path(__file__).parent
+    for path in sorted([*root.rglob("*.py"), *root.rglob("*.so")]):
+        info = path.stat()
+        digest.update(f"{path.relative_to(root)} {info.st_size} {info.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+@dataclass
+class _Later:
+    """The lowered graph and the loops of a program that was found on disk."""
+
+    graph: Graph
+    machine: Target
+
+    @functools.cached_property
+    def lowered(self) -> Graph:
+        return run_pipeline(self.graph, self.machine)
+
+    @functools.cached_property
+    def loops(self) -> dict[str, LoopKernel]:
+        return lower(self.lowered, self.machine)[1]
+
+
+# ---- checks ------------------------------------------------------------------------------------
 
 
 def _calls_host(graph: Graph) -> bool:
@@ -105,6 +209,10 @@ def resolve_target(target: str | Target) -> Target:
 _blobs: dict[tuple[str, str], bytes] = {}
 
 
+def _blobs_of(loops: Mapping[str, LoopKernel], isa: str) -> dict[str, bytes]:
+    return {name: _blob(kernel, isa) for name, kernel in loops.items()}
+
+
 def _blob(kernel: LoopKernel, isa: str) -> bytes:
     """Machine code of a loop, from this process, the disk cache or LLVM."""
     text = _text(kernel, isa)
@@ -143,6 +251,10 @@ class _Lowering:
     loops: dict[str, LoopKernel] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     hosts: dict[str, HostKernel] = field(default_factory=dict)
+    by_number: list[Value] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.by_number = list(self.graph.number)
 
     def run(self) -> tuple[Program, dict[str, LoopKernel], dict[str, HostKernel]]:
         graph = self.graph
@@ -189,8 +301,7 @@ class _Lowering:
                 case "output":
                     self.place(v, Buffer("output", p.of, p.offset, v.type.nbytes))
                 case "alias":
-                    values = list(self.graph.number)
-                    self.at[v] = self.at[values[p.of]]
+                    self.at[v] = self.at[self.by_number[p.of]]
 
     # ---- calls ---------------------------------------------------------------------------------
 

@@ -12,10 +12,12 @@ from nir.runtime.executable import Executable, InterpExecutable, as_storage, bes
 from nir.runtime.host import HostKernel
 from nir.runtime.loaded import Loaded, load
 from nir.runtime.profile import CallTime, Profile
+from nir.runtime.stored import Entry, Stored, entry_of
 
 __all__ = [
     "CacheStats",
     "CallTime",
+    "Entry",
     "Executable",
     "HostKernel",
     "InterpExecutable",
@@ -23,8 +25,10 @@ __all__ = [
     "ObjectCache",
     "Profile",
     "Storage",
+    "Stored",
     "as_storage",
     "best_isa",
+    "entry_of",
     "get_num_threads",
     "load",
     "memory_stats",
