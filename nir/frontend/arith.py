@@ -19,6 +19,7 @@ from nir.ir.dim import Dim, Shape, prod
 from nir.ir.location import caller
 from nir.ir.op import Op
 from nir.ir.types import DType, TensorType, bool_, dtype, f32, i64
+from nir.runtime import Storage
 
 Number: TypeAlias = "bool | int | float"
 NUMBERS = (bool, int, float)
@@ -67,7 +68,34 @@ def stored(array: np.ndarray) -> Cell:
         t = TensorType(dtype(array.dtype), array.shape)
     except TypeError as error:
         raise DTypeError(str(error), caller()) from None
-    return Cell(t, lazy.Storage.from_numpy(array))
+    return Cell(t, Storage.from_numpy(array))
+
+
+def as_array(data: Any, to: Any = None) -> np.ndarray:
+    """``data`` as an array; Python floats become f32, as in PyTorch."""
+    array = np.asarray(data)
+    from_numbers = not (isinstance(data, np.ndarray | np.generic) or hasattr(data, "__array__"))
+    if from_numbers and array.dtype == np.float64:
+        array = array.astype(np.float32)
+    try:
+        return array.astype(dtype(to).numpy) if to is not None else array
+    except TypeError as error:
+        raise DTypeError(str(error), caller()) from None
+
+
+def cell_of(x: Any, like: DType) -> Cell:
+    """``x`` (a Tensor, number or array) as a cell; a number takes ``like`` if its kind allows."""
+    if isinstance(x, NUMBERS):
+        return full(x, (), weak(x, like))
+    cell = getattr(x, "_cell", None)
+    return cell if isinstance(cell, Cell) else stored(as_array(x))
+
+
+def index_item(i: Any) -> Any:
+    """An item of an index, with Tensors, lists and arrays as cells."""
+    if isinstance(i, list | np.ndarray) or isinstance(getattr(i, "_cell", None), Cell):
+        return cell_of(i, i64)
+    return i
 
 
 # ---- promotion and broadcasting ----------------------------------------------------------------

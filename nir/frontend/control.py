@@ -101,7 +101,7 @@ def scan(
         out = fn(unflatten(carry_structure, tensors[:n]), unflatten(x_structure, tensors[n:]))  # type: ignore[arg-type]
         if not isinstance(out, tuple) or len(out) != 2:
             raise TraceError("scan: expected fn to return (carry, y)", caller())
-        new, structure = flatten(out[0])
+        new, _ = flatten(out[0])
         if len(new) != n:
             raise TraceError(f"scan: expected a carry of {n} tensors, got {len(new)}", caller())
         return out

@@ -10,7 +10,8 @@ import numpy as np
 from nir import ops
 from nir.errors import ShapeError
 from nir.frontend import lazy
-from nir.frontend.tensor import Tensor, _flat, apply, cat, source, where
+from nir.frontend.methods.base import flat
+from nir.frontend.tensor import Tensor, apply, cat, source, where
 from nir.ir.dim import Dim
 from nir.ir.location import caller
 from nir.ir.types import DType, bool_, dtype, f32, i64
@@ -45,11 +46,11 @@ def full(shape: Any, value: Any, dtype: Any = None, requires_grad: bool = False)
 
 
 def zeros(*shape: Any, dtype: Any = f32, requires_grad: bool = False) -> Tensor:
-    return full(_flat(shape), 0, dtype, requires_grad)
+    return full(flat(shape), 0, dtype, requires_grad)
 
 
 def ones(*shape: Any, dtype: Any = f32, requires_grad: bool = False) -> Tensor:
-    return full(_flat(shape), 1, dtype, requires_grad)
+    return full(flat(shape), 1, dtype, requires_grad)
 
 
 def full_like(x: Tensor, value: Any) -> Tensor:

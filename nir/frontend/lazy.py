@@ -126,8 +126,8 @@ def walk(
 ) -> tuple[list[Record], list[Cell]]:
     """(records in execution order, leaves) that ``roots`` need.
 
-    Stops at ``stop``, at cells older than number ``before``, at symbolic and at stored ones; with ``history`` at those where
-    gradients end instead, since they flow through values that are stored already.
+    Stops at ``stop``, at cells older than number ``before``, at symbolic and at stored ones; with
+    ``history`` at those where gradients end instead, since they flow through stored values too.
     """
     ends = set(stop)
     order: list[Record] = []

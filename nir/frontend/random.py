@@ -9,7 +9,8 @@ import numpy as np
 
 from nir import ops
 from nir.frontend.functional import _shape
-from nir.frontend.tensor import Tensor, _flat, apply, source
+from nir.frontend.methods.base import flat
+from nir.frontend.tensor import Tensor, apply, source
 from nir.ir.dim import Dim
 from nir.ir.types import dtype, f32, i64
 from nir.ops.random import blocks
@@ -56,20 +57,21 @@ def manual_seed(seed: int) -> Generator:
 
 def _draw(
     op: Any, shape: tuple[Dim, ...], times: int, g: Generator | None, *more: Any, **kw: Any
-) -> Any:
+) -> Tensor:
     g = g or default_generator
     start = g.take(blocks(shape) * times)
-    return apply(op, g.key.detach(), start, *more, shape=shape, **kw)
+    drawn: Tensor = apply(op, g.key.detach(), start, *more, shape=shape, **kw)
+    return drawn
 
 
 def rand(*shape: Any, dtype: Any = f32, generator: Generator | None = None) -> Tensor:
     """Uniform in [0, 1)."""
-    return _draw(ops.RandomUniform, _shape(_flat(shape)), 1, generator, dtype=_dtype(dtype))
+    return _draw(ops.RandomUniform, _shape(flat(shape)), 1, generator, dtype=_dtype(dtype))
 
 
 def randn(*shape: Any, dtype: Any = f32, generator: Generator | None = None) -> Tensor:
     """Standard normal."""
-    return _draw(ops.RandomNormal, _shape(_flat(shape)), 2, generator, dtype=_dtype(dtype))
+    return _draw(ops.RandomNormal, _shape(flat(shape)), 2, generator, dtype=_dtype(dtype))
 
 
 def bernoulli(shape: Any, p: Any, generator: Generator | None = None) -> Tensor:

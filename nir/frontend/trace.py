@@ -84,18 +84,18 @@ def trace_function(
         c.symbolic = label
         arguments.append(Tensor._of(c))
         if i < len(tracks) and tracks[i]:
-            arguments[-1].requires_grad_(True)
+            register_leaf(c, arguments[-1])
         cells.append(c)
     saved = [(t, t._cell, t.grad) for _, t in state]
     symbolic: list[Cell] = []
     try:
-        for path, t in state:
-            c = Cell(t.type)
+        for path, tensor in state:
+            c = Cell(tensor.type)
             c.symbolic = path
-            if t._cell.tracks:
-                register_leaf(c, t)
-            t._cell = c
-            t.grad = None
+            if tensor._cell.tracks:
+                register_leaf(c, tensor)
+            tensor._cell = c
+            tensor.grad = None
             symbolic.append(c)
         args, kwargs = unflatten(structure, arguments)
         result = fn(*args, **kwargs)
@@ -106,8 +106,8 @@ def trace_function(
             name or _name(fn), roots, cells, symbolic, names, state, first, rebound, len(outputs)
         )
     finally:
-        for t, c, g in saved:
-            t._cell, t.grad = c, g
+        for tensor, cell, g in saved:
+            tensor._cell, tensor.grad = cell, g
     return Traced(
         graph, tuple(range(len(cells))), kept, len(outputs), out_structure, tuple(rebound)
     )
@@ -131,8 +131,9 @@ def _graph(
         if c in own:
             continue
         if c.data is None or c.value.id < first:
-            _refuse_capture(c, records)
-        data = c.data.numpy(c.value.type.dtype.numpy, c.value.type.shape)
+            raise _capture(c, records)
+        assert c.data is not None
+        data = c.data.numpy(c.value.type.dtype.numpy, c.data.shape)
         where = next((r.op.locs for r in records if c in r.args), frozenset((caller(),)))
         constants.append(Constant(np.array(data), results=(c.value,), locs=where))
     read = set(leaves)
@@ -153,7 +154,7 @@ def _graph(
     return graph, kept
 
 
-def _refuse_capture(c: Cell, records: Sequence[lazy.Record]) -> None:
+def _capture(c: Cell, records: Sequence[lazy.Record]) -> TraceError:
     reader = next((r.op for r in records if c in r.args), None)
     if c.symbolic is not None:
         message = f"a tensor of another trace (%{c.symbolic}: {c.value.type}) is read"
@@ -163,7 +164,7 @@ def _refuse_capture(c: Cell, records: Sequence[lazy.Record]) -> None:
             "function is traced: pass it, name it in state=[...], or wrap it in nir.constant()"
         )
     where: Any = ", ".join(map(str, sorted(reader.locs))) if reader is not None else caller()
-    raise TraceError(message, where)
+    return TraceError(message, where)
 
 
 def _argument_names(fn: Callable[..., Any], structure: Any, count: int) -> list[str]:

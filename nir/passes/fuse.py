@@ -455,26 +455,30 @@ class _Fusion:
         outer: list[Value] = []
         locs = frozenset().union(*(self.nodes[m].locs for m in group))
 
-        def read(v: Value, direct: bool = False) -> Value:
+        def read_stored(v: Value) -> Value:
+            if v not in env:
+                env[v] = body.input(v.type, f"a{len(outer)}")
+                outer.append(v)
+            return env[v]
+
+        def read(v: Value) -> Value:
             if v in env:
                 return env[v]
             p = self.graph.producer.get(v)
             at = self.position[p] if p is not None else -1
-            if not direct and at in self.inline and at not in members:
-                assert p is not None
+            if p is not None and at in self.inline and at not in members:
                 copied = p.map_operands(read)
                 new = body.value(v.type)
                 body.append(replace(copied, results=(new,)))
-            else:
-                new = body.input(v.type, f"a{len(outer)}")
-                outer.append(v)
-            env[v] = new
-            return new
+                env[v] = new
+                return new
+            return read_stored(v)
 
         order = sorted(group, key=lambda m: (m != c.heavy, m))
         for m in order:
             op = self.nodes[m]
-            mapped = op.map_operands(lambda v, d=m == c.heavy: read(v, d))
+            # A heavy op reads memory: what feeds it is not copied in.
+            mapped = op.map_operands(read_stored if m == c.heavy else read)
             results = tuple(body.value(v.type) for v in op.results)
             body.append(replace(mapped, results=results))
             env.update(zip(op.results, results, strict=True))
