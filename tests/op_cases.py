@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 import nir.ops
-from nir.ir.dim import Dim
+from nir.ir.dim import Dim, symbol
 from nir.ir.graph import Builder, Graph
 from nir.ir.op import OPS, Op, Sample, Value
 from nir.ir.types import DType, TensorType, dtype, f32, f64
 
 assert nir.ops  # fills the registry
+
+B = symbol("B")
 
 
 @dataclass(frozen=True)
@@ -114,3 +116,25 @@ def symbolic(case: Case, size: Dim) -> Case | None:
                 return None
             attributes[name] = (size, *rest)
     return Case(case.op, case.number, dataclasses.replace(case.sample, attributes=attributes))
+
+
+# The regions of their samples have static sizes.
+NOT_BATCHED = {"custom_vjp", "cond", "host_call", "scan"}
+
+
+def batched(case: Case) -> Graph | None:
+    """The op with a symbolic leading size on every operand whose leading size is the first's."""
+    if not case.arrays or not case.arrays[0].ndim or case.op.name in NOT_BATCHED:
+        return None
+    n = case.arrays[0].shape[0]
+    changed = symbolic(case, B)
+    if changed is None or n == 0:
+        return None
+    types = [
+        t.with_(shape=(B, *t.shape[1:])) if t.shape[:1] == (n,) else t
+        for t in types_of(case.arrays)
+    ]
+    try:
+        return make_graph(changed, types)
+    except (ValueError, TypeError):
+        return None

@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from op_cases import CASES, Case, in_f64, make_graph, make_op, symbolic, types_of
+from op_cases import CASES, Case, batched, in_f64, make_graph, make_op, types_of
 
 from nir.errors import DTypeError
 from nir.ir.dim import evaluate, symbol
@@ -48,28 +48,6 @@ def test_infer_agrees_with_ref(case: Case) -> None:
         assert TensorType(dtype(y.dtype), y.shape) == t.with_(layout="")
     for x, old in zip(case.arrays, before, strict=True):
         np.testing.assert_array_equal(x, old, err_msg="the reference changed its operand")
-
-
-# The regions of their samples have static sizes.
-NOT_BATCHED = {"custom_vjp", "cond", "host_call", "scan"}
-
-
-def batched(case: Case) -> Graph | None:
-    """The op with a symbolic leading size on every operand whose leading size is the first's."""
-    if not case.arrays or not case.arrays[0].ndim or case.op.name in NOT_BATCHED:
-        return None
-    n = case.arrays[0].shape[0]
-    changed = symbolic(case, B)
-    if changed is None or n == 0:
-        return None
-    types = [
-        t.with_(shape=(B, *t.shape[1:])) if t.shape[:1] == (n,) else t
-        for t in types_of(case.arrays)
-    ]
-    try:
-        return make_graph(changed, types)
-    except (ValueError, TypeError):
-        return None
 
 
 def test_sizes_stay_symbolic() -> None:

@@ -215,7 +215,8 @@ def _live(table: Sequence[Node], stores: Sequence[Store]) -> tuple[list[Node], l
             keep.add(n)
             stack.extend(table[n].args)
     new = {n: k for k, n in enumerate(sorted(keep))}
-    kept = [replace(table[n], args=tuple(new[a] for a in table[n].args)) for n in sorted(keep)]
+    old = [table[n] for n in sorted(keep)]
+    kept = [Node(n.op, n.dtype, tuple(new[a] for a in n.args), n.attr) for n in old]
     return kept, [replace(s, node=new[s.node]) for s in stores]
 
 
@@ -229,9 +230,9 @@ def _renumber(table: Sequence[Node], axis: dict[int, int]) -> list[Node]:
     for node in table:
         match node.op:
             case "load":
-                node = replace(node, attr=(node.buffer, moved(node.offset)))
+                node = Node("load", node.dtype, (), (node.buffer, moved(node.offset)))
             case "index":
-                node = replace(node, attr=moved(node.offset))
+                node = Node("index", node.dtype, (), moved(node.offset))
         out.append(node)
     return out
 
@@ -253,7 +254,8 @@ def _tuned(kernel: LoopKernel) -> LoopKernel:
         unroll=unroll,
         row_unroll=row_unroll,
         rows=rows,
-        cols=columns,
+        # Rows are whole, and reduce to something even where they are empty.
+        cols=1 if kernel.form == "row" else columns,
         row_grain=row_grain if kernel.form in ("map", "row") else 1,
         col_grain=_col_grain(kernel),
         work=total * _work(kernel),

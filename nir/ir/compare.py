@@ -127,8 +127,9 @@ def worst(expected: np.ndarray, got: np.ndarray) -> tuple[tuple[int, ...], float
         distance = ulp_distance(expected, got)
     else:
         distance = np.abs(expected.astype(np.float64) - got.astype(np.float64))
-    at = np.unravel_index(int(distance.argmax()), expected.shape)
-    return tuple(map(int, at)), float(distance[at])
+    flat = int(np.argmax(distance))
+    index = np.unravel_index(flat, expected.shape)
+    return tuple(map(int, index)), float(np.ravel(distance)[flat])
 
 
 def is_float(kind: np.dtype) -> bool:

@@ -27,6 +27,12 @@ def _float(op: Op, *values: Value | None) -> None:
         raise DTypeError(f"{op.name}: expected one float dtype, got {', '.join(map(str, types))}")
 
 
+def _mean(x: np.ndarray, axes: tuple[int, ...], keepdims: bool = False) -> np.ndarray:
+    """The mean; that of nothing is nan, without numpy's warning."""
+    count = math.prod(x.shape[a] for a in axes)
+    return np.asarray(x.sum(axes, keepdims=keepdims) / x.dtype.type(count))
+
+
 def _wide(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float32) if x.dtype.itemsize == 2 else x
 
@@ -131,8 +137,8 @@ class LayerNorm(Op):
     def ref(self, x: np.ndarray, *affine: np.ndarray) -> tuple[np.ndarray, ...]:
         wide = _wide(x)
         with np.errstate(all="ignore"):
-            moved = wide - wide.mean(-1, keepdims=True)
-            var = (moved * moved).mean(-1, keepdims=True)
+            moved = wide - _mean(wide, (-1,), keepdims=True)
+            var = _mean(moved * moved, (-1,), keepdims=True)
             y = moved / np.sqrt(var + wide.dtype.type(self.eps))
             rest = list(affine)
             if self.weight is not None:
@@ -217,9 +223,9 @@ class BatchNorm(Op):
     def ref(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, ...]:
         wide, axes = _wide(x), tuple(range(x.ndim - 1))
         with np.errstate(all="ignore"):
-            mean = wide.mean(axes)
+            mean = _mean(wide, axes)
             moved = wide - mean
-            var = (moved * moved).mean(axes)
+            var = _mean(moved * moved, axes)
             y = moved / np.sqrt(var + wide.dtype.type(self.eps)) * weight + bias
         return y.astype(x.dtype), mean.astype(x.dtype), var.astype(x.dtype)
 

@@ -1,0 +1,132 @@
+"""Runs graphs compiled for the CPU beside the reference interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from codegen_harness import ISAS, same_bits
+
+from nir.compile import compile_graph
+from nir.errors import NirError
+from nir.ir.compare import agree, widen, worst
+from nir.ir.graph import Graph
+from nir.ir.interp import run
+from nir.ir.op import Op
+from nir.runtime import Executable, as_storage
+from nir.targets import cpu
+
+__all__ = ["ISAS", "check", "close", "compiled", "flushed", "outputs", "reference", "same_bits"]
+
+# Runs that estimate rounding, and the factor by which a result may leave their spread.
+_RUNS, _NOISE = 4, 16
+
+
+def compiled(graph: Graph, isa: str = ISAS[-1]) -> Executable:
+    exe = compile_graph(graph, cpu.target(isa))
+    assert isinstance(exe, Executable)
+    return exe
+
+
+def flushed(x: np.ndarray) -> np.ndarray:
+    """``x`` without denormals: kernels run with flush-to-zero."""
+    x = np.asarray(x)
+    if x.dtype.kind != "f" or x.dtype.itemsize < 4:
+        return x
+    return np.where(np.abs(x) < np.finfo(x.dtype).tiny, np.copysign(x.dtype.type(0), x), x)
+
+
+def outputs(exe: Executable, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Copies of the outputs, so that a run that reuses their memory does not change them."""
+    return [y.numpy(np.dtype(t.dtype.numpy)).reshape(y.shape).copy() for y, t in
+            zip(exe.run([as_storage(x) for x in inputs]), exe.outputs, strict=True)]  # fmt: skip
+
+
+def reference(graph: Graph, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [flushed(y) for y in run(graph, [flushed(x) for x in inputs])]
+
+
+def close(
+    graph: Graph,
+    inputs: Sequence[np.ndarray],
+    expected: Sequence[np.ndarray],
+    got: Sequence[np.ndarray],
+) -> str | None:
+    """None if ``got`` is ``expected`` up to rounding, else what differs most."""
+    bad = [k for k, (y, z) in enumerate(zip(expected, got, strict=True)) if not agree(y, z)]
+    if bad:
+        noisy = _noisy_runs(graph, inputs)
+        bad = [k for k in bad if not _within(got[k], [run_[k] for run_ in noisy])]
+    if not bad:
+        return None
+    k = bad[0]
+    index, ulp = worst(expected[k], got[k])
+    return (
+        f"output {k}{list(index)}: expected {expected[k][index]}, got {got[k][index]} "
+        f"({ulp:.3g} ulp)"
+    )
+
+
+def _noisy_runs(graph: Graph, inputs: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+    """The exact outputs, then those of runs in which every op's results are off by some ulp.
+
+    Where a formula cancels or jumps, they show how far rounding alone may carry its result.
+    """
+    wide, exact = widen(graph), [_wide(flushed(x)) for x in inputs]
+    try:
+        runs = [run(wide, exact)]
+    except NirError:  # an op that holds on to its dtype
+        wide, exact = graph, [flushed(x) for x in inputs]
+        runs = [run(wide, exact)]
+    rng = np.random.default_rng(0)
+
+    def disturb(op: Op, operands: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
+        assert isinstance(results, list)
+        for i, (v, r) in enumerate(zip(op.results, results, strict=True)):
+            if r.dtype.kind == "f":
+                eps = np.finfo(np.float64 if op_is_f64[v.id] else np.float32).eps
+                results[i] = (r * (1 + 2 * eps * rng.uniform(-1, 1, r.shape))).astype(r.dtype)
+
+    op_is_f64 = {
+        w.id: v.type.dtype.name == "f64"
+        for a, b in zip(graph.nodes, wide.nodes, strict=True)
+        for v, w in zip(a.results, b.results, strict=True)
+    }
+    for _ in range(_RUNS):
+        runs.append(run(wide, exact, trace=disturb))
+    return runs
+
+
+def _wide(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float64) if x.dtype == np.float32 else x
+
+
+def _within(got: np.ndarray, runs: Sequence[np.ndarray]) -> bool:
+    exact, *noisy = runs
+    if got.shape != exact.shape:
+        return False
+    if got.dtype.kind != "f":
+        return bool(np.logical_or.reduce([got == r for r in runs]).all())
+    with np.errstate(all="ignore"):
+        spread = np.max([np.abs(r - exact) for r in noisy], axis=0)
+        near = np.abs(got - exact) <= _NOISE * spread + 1e-6 * np.abs(exact)
+    same = [np.isnan(got) & np.isnan(r) | (got == r) for r in runs]
+    return bool(np.logical_or.reduce([near, *same]).all())
+
+
+def check(
+    graph: Graph,
+    inputs: Sequence[np.ndarray],
+    isas: Sequence[str] = tuple(ISAS),
+) -> dict[str, list[np.ndarray]]:
+    """Outputs on each ISA level; they agree with the reference, and the AVX levels to the bit."""
+    expected = reference(graph, inputs)
+    found = {}
+    for isa in isas:
+        # abs, neg and copies pass denormals on.
+        found[isa] = [flushed(z) for z in outputs(compiled(graph, isa), inputs)]
+        problem = close(graph, inputs, expected, found[isa])
+        assert problem is None, f"@{graph.name} on {isa}: {problem}"
+    if "avx512" in found and "avx2" in found:
+        same_bits(found["avx512"], found["avx2"], "avx512 and avx2")
+    return found
