@@ -489,6 +489,30 @@ def test_row_count_is_not_in_the_text() -> None:
     assert print_llvm(lower_fused(a), "avx512") == print_llvm(lower_fused(b), "avx512")
 
 
+KEYED: list[tuple[str, Callable[[Expr], Expr]]] = [
+    ("map", lambda x: x.exp() * 2.0),
+    ("row", lambda x: x.sum((len(x.shape) - 1,))),
+    ("column", lambda x: x.sum((0,))),
+    ("column", lambda x: partial(x, "sum", 4)),
+]
+
+
+def test_equal_keys_print_equally(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The printer remembers texts: kernels with one key have one text, printed afresh."""
+    rng = np.random.default_rng(1)
+    seen: dict[object, str] = {}
+    hits = 0
+    for _ in range(300):
+        sizes = rng.choice(["B", "N", "1", "2", "3", "16", "40"], rng.integers(1, 4))
+        form, make = KEYED[rng.integers(len(KEYED))]
+        kernel = lower_fused(fused(form, [f"f32[{','.join(sizes)}]"], make))
+        monkeypatch.setattr("nir.codegen.llvm._texts", {})
+        printed = print_llvm(kernel, "avx2")
+        hits += kernel.text_key in seen
+        assert seen.setdefault(kernel.text_key, printed) == printed
+    assert hits > 30
+
+
 def test_half_types_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="bf16"):
         lower_fused(fused("map", ["bf16[4]"], lambda x: x + x))

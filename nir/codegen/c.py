@@ -63,6 +63,7 @@ class _Printer:
         for i, b in enumerate(k.buffers):
             const = "const " if b.kind == "operand" else ""
             self.line(f"{const}{_TYPES[b.dtype]} *b{i} = ptrs[{i}];  // {b.kind} {b.index}")
+            self.line(f"(void)b{i};")
         for i, d in enumerate(k.dims):
             self.line(f"const int64_t d{i} = dims[{i}];  // {d}")
             self.line(f"(void)d{i};")

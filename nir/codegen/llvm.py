@@ -7,7 +7,7 @@ accumulators are phi nodes. The text depends on the kernel and the ISA level onl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from nir.codegen.llvm_ops import literal, type_of
 from nir.codegen.llvm_values import Block, Values, Vectors
@@ -17,12 +17,22 @@ from nir.ir.dim import prod
 
 ISA_LEVELS = ("plain", "avx2", "avx512")
 
+# Texts by `text_key`: a model has many loops that differ in sizes only.
+_texts: dict[Hashable, str] = {}
+_MAX_TEXTS = 4096
+
 
 def print_llvm(kernel: LoopKernel, isa: str, name: str = "k") -> str:
     """The function ``name``, of the signature in kernels/cpu/nir_kernel.h, for an ISA level."""
     if isa not in ISA_LEVELS:
         raise ValueError(f"expected an ISA level of {', '.join(ISA_LEVELS)}, got {isa!r}")
-    return _Printer(kernel, isa).run(name)
+    key = (kernel.text_key, isa, name)
+    text = _texts.get(key)
+    if text is None:
+        if len(_texts) >= _MAX_TEXTS:
+            _texts.clear()
+        text = _texts[key] = _Printer(kernel, isa).run(name)
+    return text
 
 
 class _Printer(Values):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from nir.codegen.llvm_ops import Text, mangled, memory_type
+from nir.codegen.llvm_ops import Text, mangled, memory_type, type_of
 from nir.codegen.loop import INNER, LANES, ROW, LoopKernel
 from nir.codegen.nodes import COMBINE, Affine
 from nir.ir.dim import Dim
@@ -216,6 +216,15 @@ class Values:
         at = self.step(base, node.dtype, first)
         if stride == 1:
             return self.read(node.dtype, at, mask)
+        if stride == -1 and mask is None:
+            # A flipped axis: one load of the lanes in memory order, then a shuffle.
+            start = self.step(at, node.dtype, str(1 - LANES))
+            value = self.read(node.dtype, start, None)
+            t = type_of(node.dtype, LANES)
+            order = ", ".join(f"i32 {LANES - 1 - j}" for j in range(LANES))
+            return self.t.let(
+                f"shufflevector {t} {value}, {t} poison, <{LANES} x i32> <{order}>", "x"
+            )
         offsets = self.lane_offsets(stride)
         m = memory_type(node.dtype, 1)
         ps = self.t.let(f"getelementptr {m}, ptr {at}, <{LANES} x i64> {offsets}", "p")

@@ -15,6 +15,7 @@ accumulators and one tree to join them on every ISA level, so they agree bit for
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -114,6 +115,31 @@ class LoopKernel:
         """The result that the heavy kernel writes and this epilogue finishes, if it is one."""
         found = [b.index for b in self.buffers if b.kind == "accumulator"]
         return found[0] if found else None
+
+    @cached_property
+    def text_key(self) -> Hashable:
+        """What the printed text depends on: equal keys print equally, whatever the sizes are."""
+        # The number of rows is an argument, unless chunks lie above them; so is a flat width.
+        rows = self.row_sizes if self.chunk is not None else self.row_sizes[1:]
+        flat = self.form == "map" and not self.row_sizes
+        return (
+            self.form, len(self.row_sizes), len(self.dims), self.buffers, self.stores,
+            self._placed((rows, self.lead_sizes, self.outer_sizes, None if flat else self.width)),
+            self.unroll, self.row_unroll, self.chunk, bool(self.col_grain), self.in_registers,
+            tuple((n.op, n.dtype, n.args, self._placed(n.attr)) for n in self.nodes),
+        )  # fmt: skip
+
+    def _placed(self, x: object) -> Hashable:
+        """``x`` with symbolic sizes as their places in dims."""
+        match x:
+            case Poly():
+                return ("dim", self.dims.index(x) if x in self.dims else None)
+            case Affine(base=base, terms=terms):
+                return self._placed((base, terms))
+            case tuple():
+                return tuple(map(self._placed, x))
+        assert isinstance(x, Hashable)
+        return x
 
     def dim(self, d: Dim) -> int:
         """The place of a symbolic size in dims."""

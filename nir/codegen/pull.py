@@ -59,7 +59,9 @@ class Pull:
     nodes: Nodes
     kept: tuple[int, ...] = ()
     reduced: tuple[int, ...] = ()
-    memo: dict[tuple[Value, Index], int] = field(default_factory=dict)
+    # (value, identity of an index of `indices`) -> node: hashing an index once is enough
+    memo: dict[tuple[Value, int], int] = field(default_factory=dict)
+    indices: dict[Index, Index] = field(default_factory=dict)
 
     def axis(self, a: int) -> Affine:
         """The index along loop axis ``a``: 0 where there is only one."""
@@ -67,53 +69,54 @@ class Pull:
 
     def at(self, value: Value, index: Index) -> int:
         """The node for ``value`` at ``index``."""
-        # An explicit stack: bodies may be deeper than Python's.
-        stack = [(value, index)]
+        memo = self.memo
+        index = self.indices.setdefault(index, index)
+        goal = (value, id(index))
+        # An explicit stack: bodies may be deeper than Python's. Each entry is a value, its index,
+        # and the keys of its operands once they are known.
+        stack: list[tuple[Value, Index, list[tuple[Value, int]] | None]] = [(value, index, None)]
         while stack:
-            key = stack[-1]
-            if key in self.memo:
-                stack.pop()
-                continue
-            wanted = self._operands(*key)
-            missing = [w for w in wanted if w not in self.memo]
-            if missing:
-                stack.extend(missing)
-                continue
-            self.memo[key] = self._node(*key, [self.memo[w] for w in wanted])
-            stack.pop()
-        return self.memo[value, index]
+            v, i, keys = stack.pop()
+            if keys is not None:
+                memo[v, id(i)] = self._node(v, i, [memo[k] for k in keys])
+            elif (v, id(i)) not in memo:
+                operands, inner = self._operands(v, i)
+                if inner is not i:
+                    inner = self.indices.setdefault(inner, inner)
+                keys = [(x, id(inner)) for x in operands]
+                stack.append((v, i, keys))
+                stack.extend((x, inner, None) for x in operands if (x, id(inner)) not in memo)
+        return memo[goal]
 
-    def _operands(self, v: Value, index: Index) -> list[tuple[Value, Index]]:
+    def _operands(self, v: Value, index: Index) -> tuple[Sequence[Value], Index]:
+        """The values that ``v`` is made of, and the index at which they are read."""
         if v in self.buffers:
-            return []
+            return (), index
         op = self.body.producer[v]
+        if op.kind == "elementwise":
+            return op.operands, index
         match op:
             case Broadcast(x=x, axes=axes):
-                return [(x, tuple(index[a] for a in axes))]
+                return (x,), tuple(index[a] for a in axes)
             case Transpose(x=x, perm=perm):
                 inner = dict(zip(perm, index, strict=True))
-                return [(x, tuple(inner[a] for a in range(len(perm))))]
+                return (x,), tuple(inner[a] for a in range(len(perm)))
             case Slice(x=x, starts=starts, steps=steps):
                 moved = zip(index, starts, steps, strict=True)
-                return [(x, tuple(i.scaled(k).plus(s) for i, s, k in moved))]
+                return (x,), tuple(i.scaled(k).plus(s) for i, s, k in moved)
             case Flip(x=x, axes=axes):
-                shape = x.type.shape
-                return [
-                    (x, tuple(
-                        i.scaled(-1).plus(shape[a] - 1) if a in axes else i
-                        for a, i in enumerate(index)
-                    ))
-                ]  # fmt: skip
-            case Reshape(x=x) if x in self.buffers:
-                return []
+                ends = [d - 1 for d in x.type.shape]
+                flipped = (i.scaled(-1).plus(e) for i, e in zip(index, ends, strict=True))
+                pairs = enumerate(zip(index, flipped, strict=True))
+                return (x,), tuple(f if a in axes else i for a, (i, f) in pairs)
             case Reshape(x=x, shape=shape):
-                return [(x, self._reshaped(index, shape, x.type.shape))]
+                # Inputs lie in row-major order, whatever their shape is called.
+                direct = x in self.buffers
+                return ((), index) if direct else ((x,), self._reshaped(index, shape, x.type.shape))
             case Full() | Iota() | Constant():
-                return []
+                return (), index
             case Sum() | Prod() | Max() | Min() | ReducePartial():
-                return [(op.operands[0], self._reduction_index(op, index))]
-            case _ if op.kind == "elementwise":
-                return [(x, index) for x in op.operands]
+                return op.operands, self._reduction_index(op, index)
         raise UnsupportedError(f"{op.name}: no generated loop does this inside a fused region")
 
     def _node(self, v: Value, index: Index, args: list[int]) -> int:
