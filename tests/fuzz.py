@@ -138,16 +138,18 @@ class _Maker:
         back = int(self.rng.geometric(0.15))
         return self.pool[-back] if back <= len(self.pool) else self.pick(self.pool)
 
-    def operand(self, array: np.ndarray) -> Value:
+    def operand(self, array: np.ndarray, static: bool = False) -> Value:
         """A value of the dtype and shape of ``array``: one that is there, made of one, or new."""
-        same = [v for v, a in self.pool if a.shape == array.shape and a.dtype == array.dtype]
+        shape = array.shape if static else self.dims(array.shape)
+        wanted = TensorType(dtype(array.dtype), shape)
+        same = [
+            v for v, a in self.pool
+            if (a.shape, a.dtype) == (array.shape, array.dtype) and (v.type == wanted or not static)
+        ]  # fmt: skip
         if same and self.chance(0.7):
             return self.pick(same[-4:])
-        if self.chance(0.7):
-            made = self.converted(TensorType(dtype(array.dtype), self.dims(array.shape)))
-            if made is not None:
-                return made
-        return self.input(self.settle(array))
+        made = self.converted(wanted) if self.chance(0.7) else None
+        return self.input(self.settle(array), wanted) if made is None else made
 
     def converted(self, to: TensorType) -> Value | None:
         """A value of this type made of another by a cast, reshape, broadcast or sum."""
@@ -238,7 +240,14 @@ class _Maker:
 
     def from_sample(self, cls: type[Op], sample: Sample, symbolic: bool) -> Op:
         """A sample's op, on values of the same types; sizes in attributes follow the operands."""
-        values = [self.operand(np.asarray(a)) for a in sample.operands]
+        arrays = [np.asarray(a) for a in sample.operands]
+        # What has not the batch as its leading size where the first operand has is no batch of
+        # anything: the window of a convolution, say.
+        leading = [a.shape[:1] for a in arrays]
+        values = [
+            self.operand(a, static=i > 0 and leading[i] != leading[0])
+            for i, a in enumerate(arrays)
+        ]  # fmt: skip
         changed: dict[str, Any] = {}
         if (symbolic and any(_is_symbolic(v) for v in values)) or self.chance(0.3):
             for name in ("shape", "sizes"):
@@ -405,15 +414,15 @@ _SPECIAL: Mapping[type[Op], Callable[[_Maker], Op | None]] = {
 }  # fmt: skip
 
 
-def generate(seed: int, ops: int = 12) -> Case:
-    """A random graph of about ``ops`` ops, and inputs for it.
+def generate(seed: int, ops: int = 12, without: frozenset[str] = frozenset()) -> Case:
+    """A random graph of about ``ops`` ops, and inputs for it; ``without`` ops of these names.
 
     Graph ``seed`` holds op number ``seed`` of the registry (modulo its size), so a run over
     consecutive seeds meets every op. A third of the graphs hold gradients too, and half are made to
     be tame.
     """
     rng = np.random.default_rng(seed)
-    names = sorted(OPS)
+    names = sorted(OPS.keys() - without)
     tame = seed % 2 == 0
     maker = _Maker(rng, int(rng.integers(2, 5)), tame, f"fuzz{seed}")
     # This input gives the batch size its value.

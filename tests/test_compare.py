@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pass_harness import graph_of
 
-from nir.ir.compare import agree, compare, ulp_distance, widen
+from nir.ir.compare import agree, compare, in_precision, ulp_distance
 from nir.ir.graph import Graph, MemoryPlan, Placement
 from nir.ir.interp import random_inputs
 from nir.ir.location import Location
@@ -68,6 +68,17 @@ def test_equal_meaning_agrees_though_rounding_differs() -> None:
     assert check(sums, graph_of(lambda x: x.sum((1,)).sum((0,)), "f32[B,4]")) is None
 
 
+@pytest.mark.parametrize("kind", ["f32", "f64"])
+def test_cancellation_to_nothing_is_rounding(kind: str) -> None:
+    # All that is left is noise, in either precision: 0 and 1e-7, or 0 and 1e-16.
+    a = graph_of(lambda x: x.sum((0,)) - x.flip((0,)).sum((0,)), f"{kind}[B]")
+    b = graph_of(lambda x: x.sum((0,)) - x.cum_sum(0).max((0,)), f"{kind}[B]")
+    inputs = [np.abs(random_inputs(a, 1, {"B": 1001})[0])]
+    assert compare(a, b, inputs) is None
+    c = graph_of(lambda x: x.sum((0,)) - x.cum_sum(0).max((0,)) + 1e-6, f"{kind}[B]")
+    assert compare(a, c, inputs) is not None
+
+
 def test_another_meaning_is_named() -> None:
     def wrong(x: Expr) -> Expr:
         x.builder.locs = frozenset({Location("model.py", 16)})
@@ -102,8 +113,8 @@ def test_a_planned_graph_runs_in_its_arena() -> None:
     assert check(graph, graph.with_(plan=MemoryPlan(4096, places))) is None
 
 
-def test_widening_reaches_constants_attributes_and_regions() -> None:
+def test_precision_reaches_constants_attributes_and_regions() -> None:
     graph = graph_of(lambda x: x.cast(x.dtype).softmax(1) + x.full_like(0.1), "f32[B,4]")
-    wide = widen(graph)
+    wide = in_precision(graph, f64)
     assert wide.output_types[0].dtype is f64
     assert {v.type.dtype for op in wide.nodes for v in op.results} == {f64}
