@@ -18,16 +18,31 @@ from nir.ir.dim import Dim, Shape
 from nir.ir.graph import Builder, Graph
 from nir.ir.op import Op, Value
 from nir.ir.program import Target
-from nir.ops import Broadcast, Flip, Full, Iota, Reshape, Slice, Transpose
-from nir.ops import Max, Min, Prod, ReducePartial, Sum
+from nir.ops import (
+    Broadcast,
+    Flip,
+    Full,
+    Iota,
+    Max,
+    Min,
+    Prod,
+    ReducePartial,
+    Reshape,
+    Slice,
+    Sum,
+    Transpose,
+)
 from nir.ops.fused import Fused
 
 _REDUCTIONS = (Sum, Prod, Max, Min, ReducePartial)
 # Arithmetic that is cheaper to repeat than to store and load again.
 _CHEAP = frozenset(
-    "neg abs relu add sub mul maximum minimum where cast eq ne lt le gt ge logical_and logical_or "
-    "logical_xor logical_not sign is_nan".split()
-)
+    {
+        "neg", "abs", "relu", "add", "sub", "mul", "maximum", "minimum", "where", "cast", "sign",
+        "eq", "ne", "lt", "le", "gt", "ge", "is_nan",
+        "logical_and", "logical_or", "logical_xor", "logical_not",
+    }
+)  # fmt: skip
 _CHEAP_DEPTH = 8
 # How far a search for a cycle goes before it gives the fusion up.
 _SEARCH_LIMIT = 400
@@ -296,16 +311,22 @@ class _Fusion:
                 continue
             if outside and self.reaches((e.user for e in outside), c):
                 continue
-            if not self._other_reads_fit(c, op):
+            if not outside and not self._has_room(c, op):
                 continue
             c.heavy, c.form = i, "epilogue"
             self.add(i, c)
             return
 
-    def _other_reads_fit(self, c: _Cluster, op: Op) -> bool:
-        """The accumulator's dtype occurs among the stored results, or it is stored itself."""
+    def _has_room(self, c: _Cluster, op: Op) -> bool:
+        """A stored result of the cluster has the heavy op's dtype: it accumulates there."""
         dtype = op.results[0].type.dtype
-        return any(self.nodes[m].result.type.dtype == dtype for m in c.members)
+        results = [self.nodes[m].result for m in c.members]
+        return any(v.type.dtype == dtype and self._is_stored(v, c) for v in results)
+
+    def _is_stored(self, v: Value, c: _Cluster) -> bool:
+        return v in self.outputs or any(
+            self.cluster.get(e.user) is not c for e in self.real_users[v]
+        )
 
     def merge_columns(self) -> None:
         """Chunked reductions over one space that share an input become one kernel."""
@@ -414,8 +435,8 @@ class _Fusion:
     def _stored_inline(self, i: int) -> bool:
         """An inlined op that something outside loops reads is also stored."""
         return any(
-            self.position[u] not in self.cluster
-            and self.position[u] not in self.inline
+            (self.position[u] not in self.cluster
+            and self.position[u] not in self.inline)
             or (
                 self.position[u] in self.cluster
                 and self.cluster[self.position[u]].heavy == self.position[u]
