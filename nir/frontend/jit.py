@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,7 @@ from nir.frontend import lazy
 from nir.frontend.gradients import register_leaf
 from nir.frontend.lazy import Cell
 from nir.frontend.random import default_generator
-from nir.frontend.state import flatten, state_of, unflatten
+from nir.frontend.state import StateView, flatten, state_of, unflatten
 from nir.frontend.tensor import Tensor
 from nir.frontend.trace import Traced, argument_types, owned_state, trace_function
 from nir.ir.graph import Graph
@@ -30,6 +32,12 @@ class _Entry:
     executable: Any
     guards: dict[str, Any]
     signature: Any
+
+    def __post_init__(self) -> None:
+        graph = self.traced.graph
+        self.donated = sorted({i for i, _ in graph.donate})
+        # Types that do not depend on the run; None for the others.
+        self.types = [v.type if v.type.is_static else None for v in graph.outputs]
 
 
 class Jitted:
@@ -52,39 +60,46 @@ class Jitted:
         self.specs = specs
         self.target = target
         self.entries: list[_Entry] = []
+        self._view: StateView | None = None
+        self._spec_types: tuple[TensorType, ...] | None = None
         self.why: list[str] = []
         self.compiles = 0
         self.compile_seconds = 0.0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         arguments, structure = flatten((args, kwargs))
-        state, guards = state_of(self.state)
-        types = self._types(arguments, args, kwargs)
+        view = self._view
+        if view is None or not view.holds():
+            view = self._view = StateView(self.state)
+        types = self._types(arguments)
         signature = (
-            types, _frozen(structure), tuple(t.requires_grad for t in arguments),
-            tuple((path, t.type, t.requires_grad) for path, t in state),
+            types, _frozen(structure), tuple(t.requires_grad for t in arguments), view.marks()
         )  # fmt: skip
-        entry = self._find(signature, guards)
+        entry = self._find(signature, view.guards)
         if entry is None:
-            entry = self._compile(types, structure, state, guards, signature, arguments)
-        return self._run(entry, arguments, [t for _, t in state])
+            entry = self._compile(types, structure, view, signature, arguments)
+        return self._run(entry, arguments, [t for _, t in view.tensors])
 
     # ---- entries -------------------------------------------------------------------------------
 
-    def _types(self, arguments: list[Tensor], args: Any, kwargs: Any) -> tuple[TensorType, ...]:
+    def _types(self, arguments: list[Tensor]) -> tuple[TensorType, ...]:
         if self.specs is None:
             return tuple(t.type for t in arguments)
-        types, _ = argument_types((tuple(self.specs), {}))
+        if self._spec_types is None:
+            self._spec_types = tuple(argument_types((tuple(self.specs), {}))[0])
+        types = self._spec_types
         if len(types) != len(arguments):
             raise TraceError(
                 f"jit: expected {len(types)} tensor arguments (specs), got {len(arguments)}",
                 caller(),
             )
-        return tuple(types)
+        return types
 
     def _find(self, signature: Any, guards: dict[str, Any]) -> _Entry | None:
         for e in self.entries:
-            if e.signature == signature and e.guards == guards:
+            if e.signature == signature and (e.guards is guards or e.guards == guards):
+                # The objects of this call: the next comparison is of identities.
+                e.signature, e.guards = signature, guards
                 return e
         return None
 
@@ -92,18 +107,18 @@ class Jitted:
         self,
         types: tuple[TensorType, ...],
         structure: Any,
-        state: list[tuple[str, Tensor]],
-        guards: dict[str, Any],
+        view: StateView,
         signature: Any,
         arguments: list[Tensor],
     ) -> _Entry:
-        self.why.append(self._reason(signature, guards))
+        self.why.append(self._reason(signature, view.guards))
         start = time.perf_counter()
         tracks = [t.requires_grad for t in arguments]
-        traced = trace_function(self.fn, types, structure, state, tracks=tracks)
-        executable = compile_graph(traced.graph, self.target or lazy.default_target())
+        with _collector_paused():
+            traced = trace_function(self.fn, types, structure, view.tensors, tracks=tracks)
+            executable = compile_graph(traced.graph, self.target or lazy.default_target())
         # The function may set plain attributes while it is traced: they count from now on.
-        entry = _Entry(traced, executable, state_of(self.state)[1], signature)
+        entry = _Entry(traced, executable, StateView(self.state).guards, signature)
         self.entries.append(entry)
         self.compiles += 1
         self.compile_seconds += time.perf_counter() - start
@@ -129,22 +144,17 @@ class Jitted:
 
     def _run(self, entry: _Entry, arguments: list[Tensor], state: list[Tensor]) -> Any:
         traced = entry.traced
-        tensors = [*arguments, *(state[i] for i in traced.state_inputs)]
-        lazy.realize([t._cell for t in tensors])
-        for t in tensors:
-            if t._cell.stale is not None:
-                raise StaleTensorError(
-                    f"this tensor's buffer was donated at {t._cell.stale}", caller()
-                )
-        donated = {i for i, _ in traced.graph.donate}
-        data = [t._cell.data for t in tensors]
-        cells = [t._cell for t in tensors]
-        del t
-        outputs = entry.executable.run(data, sorted(donated))
-        results = []
-        for v, out in zip(traced.graph.outputs, outputs, strict=True):
-            results.append(Cell(_concrete(v.type, out), out))
-        del cells
+        cells = [t._cell for t in arguments]
+        cells += [state[i]._cell for i in traced.state_inputs]
+        lazy.realize(cells)
+        for c in cells:
+            if c.stale is not None:
+                raise StaleTensorError(f"this tensor's buffer was donated at {c.stale}", caller())
+        outputs = entry.executable.run([c.data for c in cells], entry.donated)
+        results = [
+            Cell(known or v.type.with_(shape=tuple(out.shape)), out)
+            for known, v, out in zip(entry.types, traced.graph.outputs, outputs, strict=True)
+        ]
         # Only now that the run has succeeded is any state changed.
         for i, cell in zip(traced.rebound, results[traced.outputs :], strict=True):
             t = state[i]
@@ -165,6 +175,18 @@ class Jitted:
     def executable(self) -> Any:
         """The program last compiled."""
         return self.entries[-1].executable
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Without the cycle collector: what a trace and its passes make stays until they are done."""
+    paused = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if paused:
+            gc.enable()
 
 
 def _concrete(t: TensorType, out: Any) -> TensorType:
