@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nir.errors import DTypeError, ShapeError
+from nir.errors import DTypeError, NotDifferentiable, ShapeError
 from nir.ir.op import Op, Sample, Value
 from nir.ir.types import TensorType
 
@@ -41,6 +41,8 @@ class Matmul(Op):
             raise ShapeError(f"matmul: expected operands of 2 or more axes {shown}")
         if a.dtype != b.dtype or a.dtype.kind == "bool":
             raise DTypeError(f"matmul: expected operands of one number dtype {shown}")
+        if b.layout and self.transpose_rhs:
+            raise ShapeError(f"matmul: a packed rhs is (..., K, N), not transposed {shown}")
         m, ka = a.shape[-2:][::-1] if self.transpose_lhs else a.shape[-2:]
         kb, n = b.shape[-2:][::-1] if self.transpose_rhs else b.shape[-2:]
         if ka != kb:
@@ -63,6 +65,8 @@ class Matmul(Op):
     def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
         # C = A B: dA = dC B^T, dB = A^T dC; a transposed operand gets its cotangent transposed.
         (a, b), ct = operands, cotangents[0]
+        if self.rhs.type.layout:
+            raise NotDifferentiable("matmul: weights are packed by a pass, after differentiation")
         ta, tb = self.transpose_lhs, self.transpose_rhs
         da = (
             b.matmul(ct, transpose_lhs=tb, transpose_rhs=True)

@@ -311,7 +311,7 @@ class _Fusion:
                 continue
             if outside and self.reaches((e.user for e in outside), c):
                 continue
-            if not outside and not self._has_room(c, op):
+            if not (outside or op.results[0] in self.outputs or self._has_room(c, op)):
                 continue
             c.heavy, c.form = i, "epilogue"
             self.add(i, c)
