@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,3 +62,17 @@ def test_links_lead_somewhere(file: str) -> None:
     text = (ROOT / file).read_text()
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert ((ROOT / file).parent / target).exists(), f"{file}: {target}"
+
+
+@pytest.mark.parametrize("isa", ["plain", "avx512"])
+def test_contributing_kernel_compiles(isa: str, tmp_path: Path) -> None:
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    flags = {"plain": [], "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]}
+    (source,) = blocks("CONTRIBUTING.md", "cpp")
+    (tmp_path / "kernel.cc").write_text(source)
+    command = [compiler, "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror"]
+    command += [f"-I{ROOT}/kernels/cpu", f"-DNIR_ISA={isa}", *flags[isa]]
+    done = subprocess.run([*command, tmp_path / "kernel.cc"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
