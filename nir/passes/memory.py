@@ -328,7 +328,7 @@ def _free(gaps: list[tuple[np.ndarray, np.ndarray]], low: np.ndarray, high: np.n
 def _first_fit(
     order: np.ndarray, sizes: np.ndarray, weight: np.ndarray, start: np.ndarray, end: np.ndarray
 ) -> np.ndarray:
-    """Offsets (one coefficient row each): every buffer takes the lowest gap that surely holds it."""
+    """Offsets, one coefficient row each: every buffer takes the lowest gap that surely holds it."""
     offsets = np.zeros_like(sizes)
     placed = np.zeros(0, np.int64)  # in ascending order of offsets
     for i in order:
