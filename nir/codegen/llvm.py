@@ -19,7 +19,7 @@ ISA_LEVELS = ("plain", "avx2", "avx512")
 
 # Texts by `text_key`: a model has many loops that differ in sizes only.
 _texts: dict[Hashable, str] = {}
-_MAX_TEXTS = 4096
+_MAX_TEXTS = 1024
 
 
 def print_llvm(kernel: LoopKernel, isa: str, name: str = "k") -> str:
