@@ -17,11 +17,12 @@ import pytest
 import runtime_harness as h
 from runtime_harness import B
 
+import nir
 from nir.deploy import load
 from nir.errors import NirError, PackageError, UnsupportedError
 from nir.ir.program import Buffer, Call, Program
 from nir.ir.types import TensorType, f32
-from nir.runtime import Executable, HostKernel, Storage
+from nir.runtime import Executable, HostKernel, Storage, _core
 from nir.runtime.encode import encode
 
 pytestmark = h.needs_gcc
@@ -53,8 +54,6 @@ def test_a_loaded_package_computes_the_same(package: Path) -> None:
 
 @pytest.mark.parametrize("isa", LEVELS)
 def test_every_level_is_in_it(package: Path, isa: str) -> None:
-    from nir.runtime import _core
-
     if not _core.has_isa(isa):
         pytest.skip(f"this CPU has no {isa}")
     exe = load(package, isa=isa)
@@ -73,6 +72,7 @@ def test_errors_of_a_package_name_the_users_line(tmp_path: Path) -> None:
 def test_another_process_loads_it_without_llvmlite(package: Path) -> None:
     script = """
 import sys, numpy as np
+import nir
 from nir.deploy import load
 exe = load(sys.argv[1])
 x = np.ones((2, 4), np.float32)
@@ -291,8 +291,6 @@ print(outcome["refused"], outcome["loaded"])
 
 
 def test_random_programs_never_crash_the_reader() -> None:
-    from nir.runtime import _core
-
     good = encode(h.two_step(donate=True))
     constants = [Storage.from_numpy(np.zeros(4, np.uint8))]
     codes = {k: dict(v) for k, v in h.two_step().codes.items()}
@@ -316,3 +314,39 @@ def test_random_programs_never_crash_the_reader() -> None:
         except NirError as error:
             outcomes.add(type(error).__name__)
     assert {"loaded", "bound", "PackageError", "ShapeError", "UnsupportedError"} <= outcomes
+
+
+def test_bound_inputs_become_weights(tmp_path: Path) -> None:
+    path = tmp_path / "bound.nirp"
+    weights = np.arange(12, dtype=np.float32).reshape(3, 4)
+    exe = Executable(h.gather_program())
+    with pytest.raises(NirError, match=r"input 0 \(%table\): expected f32\[N,4\] to bind"):
+        exe.save(path, {0: Storage.from_numpy(weights)})
+    program = h.gather_program()
+    table = TensorType(f32, (3, 4))
+    fixed = replace(
+        program,
+        inputs=(table, program.inputs[1]),
+        buffers=(Buffer("input", 0, 0, 48), *program.buffers[1:]),
+        calls=(replace(program.calls[0], dims=(4, 3)),),
+    )
+    Executable(fixed).save(path, {0: Storage.from_numpy(weights)})
+    loaded = load(path)
+    assert [name for name, _ in loaded.metadata["inputs"]] == ["index"]
+    np.testing.assert_array_equal(np.asarray(loaded(np.array([2, 0]))), weights[[2, 0]])
+
+
+def test_a_compiled_model_is_the_same_from_its_package(tmp_path: Path) -> None:
+    path = tmp_path / "mlp.nirp"
+    nir.manual_seed(0)
+    model = nir.nn.Sequential(nir.nn.Linear(16, 20), nir.nn.ReLU(), nir.nn.Linear(20, 3))
+    compiled = nir.compile(model.eval(), "f32[B,16]")
+    compiled.save(path)
+    x = np.random.default_rng(0).standard_normal((9, 16)).astype(np.float32)
+    expected = compiled(nir.tensor(x)).numpy()
+    for isa in LEVELS:
+        if _core.has_isa(isa):
+            np.testing.assert_array_equal(np.asarray(load(path, isa=isa)(x)), expected)
+    loaded = load(path)
+    assert loaded.graph is not None and "matmul" in loaded.text
+    assert all(locs for _, locs in loaded.sites)

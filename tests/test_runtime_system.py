@@ -18,14 +18,13 @@ from runtime_harness import B
 
 from nir.errors import NirError
 from nir.ir.program import Buffer, Call, Program
-from nir.ir.types import TensorType, f32
+from nir.ir.types import TensorType, f32, i64
 from nir.runtime import (
     Executable,
     Storage,
     get_num_threads,
     memory_stats,
     set_num_threads,
-    trim_memory,
 )
 
 pytestmark = h.needs_gcc
@@ -75,8 +74,6 @@ def test_threads_share_a_call() -> None:
         for (volatile int i = 0; i < 20000; ++i) {}
       }
       return 0; }"""
-    from nir.ir.types import i64
-
     t = TensorType(i64, (64,))
     program = Program(
         "who", (), (t,), (Buffer("output", 0, 0, 512),),
@@ -273,15 +270,18 @@ print(resident() - before)
 
 
 def test_freed_memory_is_bounded_and_given_back() -> None:
-    trim_memory()
-    base = memory_stats()
-    for size in range(1, 400):
-        Storage.empty("u8", (size << 20,))
-    peak = memory_stats()
-    assert peak["live_bytes"] == base["live_bytes"]
-    assert peak["cached_bytes"] <= max(512 << 20, base["live_bytes"] * 2)
-    trim_memory()
-    assert memory_stats()["cached_bytes"] == 0
+    script = """
+from nir.runtime import Storage, memory_stats, trim_memory
+before = memory_stats()["live_bytes"]
+for size in range(1, 400):
+    Storage.empty("u8", (size << 20,))
+print(memory_stats()["live_bytes"] - before, memory_stats()["cached_bytes"])
+trim_memory()
+print(memory_stats()["cached_bytes"])
+"""
+    grown, cached, trimmed = map(int, python(script).split())
+    # As much as was ever in use at once, 399 MiB rounded up by at most an eighth.
+    assert grown == 0 and 0 < cached <= 450 << 20 and trimmed == 0
 
 
 def test_outputs_are_recycled() -> None:

@@ -13,11 +13,11 @@ namespace nir {
 
 namespace {
 
-const char* const kIsaNames[] = {"plain", "avx2", "avx512", "neon"};
+const char *const kIsaNames[] = {"plain", "avx2", "avx512", "neon"};
 constexpr uint32_t kIsaCount = sizeof(kIsaNames) / sizeof(kIsaNames[0]);
 
 template <class T>
-T field(const uint8_t* header, size_t offset) {
+T field(const uint8_t *header, size_t offset) {
   T out;
   std::memcpy(&out, header + offset, sizeof(T));
   return out;
@@ -27,9 +27,9 @@ std::atomic<size_t> g_mapped{0};
 
 }  // namespace
 
-const char* isa_name(uint32_t level) { return level < kIsaCount ? kIsaNames[level] : nullptr; }
+const char *isa_name(uint32_t level) { return level < kIsaCount ? kIsaNames[level] : nullptr; }
 
-int isa_level(const std::string& name) {
+int isa_level(const std::string &name) {
   for (uint32_t i = 0; i < kIsaCount; ++i)
     if (name == kIsaNames[i]) return static_cast<int>(i);
   return -1;
@@ -43,11 +43,11 @@ Arch host_arch() {
 #endif
 }
 
-BlobInfo check_blob(BlobView blob, const std::string& what) {
-  const auto fail = [&](const std::string& why) {
+BlobInfo check_blob(BlobView blob, const std::string &what) {
+  const auto fail = [&](const std::string &why) {
     throw Error(ErrorKind::kPackage, "code of " + what + ": " + why);
   };
-  const uint8_t* h = blob.data;
+  const uint8_t *h = blob.data;
   if (blob.size < kBlobHeaderSize) fail("it ends early");
   if (std::memcmp(h, kBlobMagic, sizeof(kBlobMagic))) fail("it does not begin as a blob does");
   if (field<uint32_t>(h, 8) != kBlobVersion)
@@ -71,7 +71,7 @@ class CodePages {
   explicit CodePages(size_t size) {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     size_ = (size + page - 1) / page * page;
-    base_ = static_cast<uint8_t*>(
+    base_ = static_cast<uint8_t *>(
         mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (base_ == MAP_FAILED) throw Error(ErrorKind::kMemory, "cannot map memory for code");
     g_mapped += size_;
@@ -80,18 +80,19 @@ class CodePages {
     munmap(base_, size_);
     g_mapped -= size_;
   }
-  CodePages(const CodePages&) = delete;
-  CodePages& operator=(const CodePages&) = delete;
+  CodePages(const CodePages &) = delete;
+  CodePages &operator=(const CodePages &) = delete;
 
   void seal() {
     if (mprotect(base_, size_, PROT_READ | PROT_EXEC) != 0)
       throw Error(ErrorKind::kMemory, "the system does not let memory become executable");
-    __builtin___clear_cache(reinterpret_cast<char*>(base_), reinterpret_cast<char*>(base_ + size_));
+    __builtin___clear_cache(reinterpret_cast<char *>(base_),
+                            reinterpret_cast<char *>(base_ + size_));
   }
-  uint8_t* base() const { return base_; }
+  uint8_t *base() const { return base_; }
 
  private:
-  uint8_t* base_;
+  uint8_t *base_;
   size_t size_;
 };
 
@@ -99,22 +100,22 @@ namespace {
 
 struct Mapped {
   std::weak_ptr<CodePages> pages;
-  const uint8_t* image;
+  const uint8_t *image;
   size_t size;
   uint64_t entry;
 };
 
 // Images in memory by checksum. A leaf lock: nothing else is taken under it.
-ForkSafeMutex& registry_mutex() {
-  static ForkSafeMutex* m = new ForkSafeMutex;
+ForkSafeMutex &registry_mutex() {
+  static ForkSafeMutex *m = new ForkSafeMutex;
   return *m;
 }
-std::multimap<uint32_t, Mapped>& registry() {
-  static auto* r = new std::multimap<uint32_t, Mapped>;
+std::multimap<uint32_t, Mapped> &registry() {
+  static auto *r = new std::multimap<uint32_t, Mapped>;
   return *r;
 }
 
-nir_kernel_fn function_at(const uint8_t* address) {
+nir_kernel_fn function_at(const uint8_t *address) {
   nir_kernel_fn fn;
   static_assert(sizeof(fn) == sizeof(address), "code and data pointers differ");
   std::memcpy(&fn, &address, sizeof(fn));
@@ -131,7 +132,7 @@ void sweep() {
 }
 
 // The image if it is mapped already. Forgets entries whose pages are gone.
-bool find_mapped(uint32_t crc, const uint8_t* image, const BlobInfo& info, LoadedKernel* out) {
+bool find_mapped(uint32_t crc, const uint8_t *image, const BlobInfo &info, LoadedKernel *out) {
   auto [it, end] = registry().equal_range(crc);
   while (it != end) {
     std::shared_ptr<CodePages> pages = it->second.pages.lock();
@@ -139,8 +140,9 @@ bool find_mapped(uint32_t crc, const uint8_t* image, const BlobInfo& info, Loade
       it = registry().erase(it);
       continue;
     }
-    const Mapped& m = it->second;
-    if (m.size == info.image_size && m.entry == info.entry && !std::memcmp(m.image, image, m.size)) {
+    const Mapped &m = it->second;
+    if (m.size == info.image_size && m.entry == info.entry &&
+        !std::memcmp(m.image, image, m.size)) {
       *out = {function_at(m.image + m.entry), std::move(pages)};
       return true;
     }
@@ -151,8 +153,8 @@ bool find_mapped(uint32_t crc, const uint8_t* image, const BlobInfo& info, Loade
 
 }  // namespace
 
-std::vector<LoadedKernel> load_blobs(const std::vector<BlobView>& blobs,
-                                     const std::vector<std::string>& names, uint32_t isa) {
+std::vector<LoadedKernel> load_blobs(const std::vector<BlobView> &blobs,
+                                     const std::vector<std::string> &names, uint32_t isa) {
   std::vector<BlobInfo> infos;
   for (size_t i = 0; i < blobs.size(); ++i) {
     infos.push_back(check_blob(blobs[i], names[i]));
@@ -168,7 +170,7 @@ std::vector<LoadedKernel> load_blobs(const std::vector<BlobView>& blobs,
   sweep();
   size_t total = 0;
   for (size_t i = 0; i < blobs.size(); ++i) {
-    const uint8_t* image = blobs[i].data + kBlobHeaderSize;
+    const uint8_t *image = blobs[i].data + kBlobHeaderSize;
     if (find_mapped(field<uint32_t>(blobs[i].data, 48), image, infos[i], &out[i])) continue;
     offsets[i] = total;
     total += (infos[i].image_size + kAlign - 1) / kAlign * kAlign;
@@ -181,7 +183,7 @@ std::vector<LoadedKernel> load_blobs(const std::vector<BlobView>& blobs,
   pages->seal();
   for (size_t i = 0; i < blobs.size(); ++i) {
     if (out[i].fn) continue;
-    const uint8_t* image = pages->base() + offsets[i];
+    const uint8_t *image = pages->base() + offsets[i];
     out[i] = {function_at(image + infos[i].entry), pages};
     registry().emplace(field<uint32_t>(blobs[i].data, 48),
                        Mapped{pages, image, infos[i].image_size, infos[i].entry});

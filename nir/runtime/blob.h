@@ -39,14 +39,14 @@ enum Arch : uint32_t { kArchX86_64 = 1, kArchAArch64 = 2 };
 enum IsaLevel : uint32_t { kIsaPlain = 0, kIsaAvx2 = 1, kIsaAvx512 = 2, kIsaNeon = 3 };
 
 // The level's name ("avx512"), or nullptr.
-const char* isa_name(uint32_t level);
+const char *isa_name(uint32_t level);
 // The level called `name`, or -1.
-int isa_level(const std::string& name);
+int isa_level(const std::string &name);
 // The architecture that this library was built for.
 Arch host_arch();
 
 struct BlobView {
-  const uint8_t* data = nullptr;
+  const uint8_t *data = nullptr;
   size_t size = 0;
 };
 
@@ -59,7 +59,7 @@ struct BlobInfo {
 };
 
 // Checks a blob in full, checksums included; throws Error(kPackage) naming `what`.
-BlobInfo check_blob(BlobView blob, const std::string& what);
+BlobInfo check_blob(BlobView blob, const std::string &what);
 
 class CodePages;  // one executable mapping, unmapped with its last user
 
@@ -70,8 +70,8 @@ struct LoadedKernel {
 
 // Maps blobs of the level `isa` into executable memory (never writable and executable at once).
 // Blobs that are mapped already are shared; the others share one new mapping.
-std::vector<LoadedKernel> load_blobs(const std::vector<BlobView>& blobs,
-                                     const std::vector<std::string>& names, uint32_t isa);
+std::vector<LoadedKernel> load_blobs(const std::vector<BlobView> &blobs,
+                                     const std::vector<std::string> &names, uint32_t isa);
 
 // Bytes of executable memory that this process holds for blobs.
 size_t mapped_code_bytes();

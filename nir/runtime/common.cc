@@ -11,27 +11,27 @@ namespace {
 
 struct ForkList {
   std::mutex mutex;
-  std::array<ForkSafeMutex*, 16> items{};
+  std::array<ForkSafeMutex *, 16> items{};
   size_t count = 0;
 };
 
-ForkList& fork_list() {
-  static ForkList* list = new ForkList;
+ForkList &fork_list() {
+  static ForkList *list = new ForkList;
   return *list;
 }
 
-void for_each_mutex(void (*f)(ForkSafeMutex*)) {
-  ForkList& list = fork_list();
+void for_each_mutex(void (*f)(ForkSafeMutex *)) {
+  ForkList &list = fork_list();
   for (size_t i = 0; i < list.count; ++i) f(list.items[i]);
 }
 
 void before_fork() {
   fork_list().mutex.lock();
-  for_each_mutex([](ForkSafeMutex* m) { m->lock(); });
+  for_each_mutex([](ForkSafeMutex *m) { m->lock(); });
 }
 
 void after_fork() {
-  for_each_mutex([](ForkSafeMutex* m) { m->unlock(); });
+  for_each_mutex([](ForkSafeMutex *m) { m->unlock(); });
   fork_list().mutex.unlock();
 }
 
@@ -51,17 +51,17 @@ struct Crc32Tables {
 }  // namespace
 
 ForkSafeMutex::ForkSafeMutex() {
-  ForkList& list = fork_list();
+  ForkList &list = fork_list();
   std::lock_guard<std::mutex> lock(list.mutex);
   if (list.count == 0) pthread_atfork(before_fork, after_fork, after_fork);
   if (list.count == list.items.size()) throw std::logic_error("too many fork-safe mutexes");
   list.items[list.count++] = this;
 }
 
-uint32_t crc32(const void* data, size_t size, uint32_t crc) {
+uint32_t crc32(const void *data, size_t size, uint32_t crc) {
   static const Crc32Tables tables;
-  const auto& t = tables.t;
-  const uint8_t* p = static_cast<const uint8_t*>(data);
+  const auto &t = tables.t;
+  const uint8_t *p = static_cast<const uint8_t *>(data);
   uint32_t c = ~crc;
   // Eight bytes a step through eight tables: the lookups are independent of each other.
   for (; size >= 8; size -= 8, p += 8) {

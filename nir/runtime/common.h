@@ -14,21 +14,24 @@ namespace nir {
 enum class ErrorKind { kNir, kShape, kDType, kDevice, kStale, kUnsupported, kPackage, kMemory };
 
 struct Error : std::runtime_error {
-  Error(ErrorKind k, const std::string& message) : std::runtime_error(message), kind(k) {}
+  Error(ErrorKind k, const std::string &message) : std::runtime_error(message), kind(k) {}
   ErrorKind kind;
 };
 
 // A kernel returned a nonzero status: the call's number leads to the op and the user's line.
 struct KernelError : std::runtime_error {
   KernelError(int32_t s, size_t c, int64_t d0, int64_t d1)
-      : std::runtime_error("kernel status " + std::to_string(s)), status(s), call(c), detail{d0, d1} {}
+      : std::runtime_error("kernel status " + std::to_string(s)),
+        status(s),
+        call(c),
+        detail{d0, d1} {}
   int32_t status;
   size_t call;
   int64_t detail[2];
 };
 
 // CRC-32 as zlib computes it; `crc` continues an earlier one.
-uint32_t crc32(const void* data, size_t size, uint32_t crc = 0);
+uint32_t crc32(const void *data, size_t size, uint32_t crc = 0);
 
 // A mutex that a forked child finds free. Never destroyed, and a leaf: nothing is locked under it.
 class ForkSafeMutex {
@@ -45,13 +48,15 @@ constexpr size_t kAlign = 64;
 
 inline int64_t checked_add(int64_t a, int64_t b) {
   int64_t out;
-  if (__builtin_add_overflow(a, b, &out)) throw Error(ErrorKind::kMemory, "a size overflows 64 bits");
+  if (__builtin_add_overflow(a, b, &out))
+    throw Error(ErrorKind::kMemory, "a size overflows 64 bits");
   return out;
 }
 
 inline int64_t checked_mul(int64_t a, int64_t b) {
   int64_t out;
-  if (__builtin_mul_overflow(a, b, &out)) throw Error(ErrorKind::kMemory, "a size overflows 64 bits");
+  if (__builtin_mul_overflow(a, b, &out))
+    throw Error(ErrorKind::kMemory, "a size overflows 64 bits");
   return out;
 }
 

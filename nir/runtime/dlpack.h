@@ -18,19 +18,19 @@ struct DLDataType {
 };
 
 struct DLTensor {
-  void* data;
+  void *data;
   DLDevice device;
   int32_t ndim;
   DLDataType dtype;
-  int64_t* shape;
-  int64_t* strides;  // in elements; null: dense
+  int64_t *shape;
+  int64_t *strides;  // in elements; null: dense
   uint64_t byte_offset;
 };
 
 struct DLManagedTensor {
   DLTensor dl_tensor;
-  void* manager_ctx;
-  void (*deleter)(DLManagedTensor*);
+  void *manager_ctx;
+  void (*deleter)(DLManagedTensor *);
 };
 
 struct DLPackVersion {
@@ -42,8 +42,8 @@ constexpr uint64_t kDLPackReadOnly = 1;
 
 struct DLManagedTensorVersioned {
   DLPackVersion version;
-  void* manager_ctx;
-  void (*deleter)(DLManagedTensorVersioned*);
+  void *manager_ctx;
+  void (*deleter)(DLManagedTensorVersioned *);
   uint64_t flags;
   DLTensor dl_tensor;
 };

@@ -24,16 +24,14 @@ from nir.runtime import _core
 from nir.runtime._core import Storage
 from nir.runtime.bind import bind_inputs
 from nir.runtime.encode import encode
-from nir.runtime.host import HostKernel
+from nir.runtime.host import HOST_ERROR, HostKernel
 from nir.runtime.package import write_package
 from nir.runtime.profile import Profile, profile_of
 
 Codes = Mapping[str, Mapping[str, bytes]]
 Emit = Callable[[str], Mapping[str, bytes]]
 
-# Statuses of kernels/cpu/nir_kernel.h.
-_INDEX_OUT_OF_RANGE = 1
-_HOST_ERROR = 3
+_INDEX_OUT_OF_RANGE = 1  # NIR_INDEX_OUT_OF_RANGE of kernels/cpu/nir_kernel.h
 
 
 def best_isa() -> str:
@@ -219,17 +217,16 @@ class Executable:
     def _kernel_error(self, status: int, call: int, *detail: int) -> BaseException:
         op, locs = self.sites[call]
         where = location_text(locs) or None
-        match status:
-            case 1:
-                index, size = detail
-                return IndexRangeError(
-                    f"{op}: expected an index from {-size} to {size - 1}, got {index}", where
-                )
-            case 3:
-                host = self.hosts[self.program.calls[call].kernel]
-                return host.take_error() or CodegenError(f"{op}: the host function failed", where)
-            case _:
-                return CodegenError(f"{op}: its kernel returned status {status}", where)
+        if status == _INDEX_OUT_OF_RANGE:
+            index, size = detail
+            return IndexRangeError(
+                f"{op}: expected an index from {-size} to {size - 1}, got {index}", where
+            )
+        if status == HOST_ERROR:
+            error = self.hosts[self.program.calls[call].kernel].take_error()
+            if error is not None:
+                return error
+        return CodegenError(f"{op}: its kernel returned status {status}", where)
 
 
 class InterpExecutable:

@@ -17,8 +17,8 @@ constexpr size_t kBoundLimit = 32;
 constexpr int64_t kChunkWork = 16 << 10;
 
 // Guards the lists of bound shapes and idle contexts of all executables; held for a few pointers.
-ForkSafeMutex& lists_mutex() {
-  static ForkSafeMutex* m = new ForkSafeMutex;
+ForkSafeMutex &lists_mutex() {
+  static ForkSafeMutex *m = new ForkSafeMutex;
   return *m;
 }
 
@@ -30,9 +30,9 @@ struct BoundCall {
   uint32_t args, epilogue_args;  // first slot
   uint32_t dims, epilogue_dims;  // first dim
   int64_t rows, cols;
-  int64_t grain;   // of the axis that is split
-  int64_t units;   // grains of that axis
-  int64_t least;   // units worth a claim
+  int64_t grain;  // of the axis that is split
+  int64_t units;  // grains of that axis
+  int64_t least;  // units worth a claim
   bool by_cols;
   bool parallel;
   bool host;
@@ -54,24 +54,25 @@ struct Executable::Bound {
 // What one run uses: pointers and symbols live here, so that runs allocate nothing.
 struct Context {
   std::vector<int64_t> symbols;
-  std::vector<void*> pointers;
+  std::vector<void *> pointers;
   std::shared_ptr<const Executable::Bound> bound;
   BlockRef memory;
-  uint8_t* arena = nullptr;  // what the pointers were made for
-  uint8_t* scratch = nullptr;
+  uint8_t *arena = nullptr;  // what the pointers were made for
+  uint8_t *scratch = nullptr;
 };
 
-std::string describe(const TensorRef& t) {
+std::string describe(const TensorRef &t) {
   std::string out = std::string(kDTypes[t.dtype].name) + "[";
   for (uint8_t i = 0; i < t.rank; ++i) out += (i ? "," : "") + std::to_string(t.shape[i]);
   out += "]";
   return t.layout.empty() ? out : out + "{" + t.layout + "}";
 }
 
-// ---- construction --------------------------------------------------------------------------------
+// ---- construction
+// --------------------------------------------------------------------------------
 
-Executable::Executable(Program program, std::vector<TensorRef> constants, const Codes& codes,
-                       const Hosts& hosts, const std::string& isa)
+Executable::Executable(Program program, std::vector<TensorRef> constants, const Codes &codes,
+                       const Hosts &hosts, const std::string &isa)
     : program_(std::move(program)), constants_(std::move(constants)) {
   if (constants_.size() != program_.constants.size())
     throw Error(ErrorKind::kPackage, "expected " + std::to_string(program_.constants.size()) +
@@ -79,16 +80,16 @@ Executable::Executable(Program program, std::vector<TensorRef> constants, const 
   for (size_t i = 0; i < constants_.size(); ++i)
     if (constants_[i].block->capacity < program_.constants[i].size)
       throw Error(ErrorKind::kPackage, "constant " + std::to_string(i) + " is too short");
-  for (const auto* types : {&program_.inputs, &program_.outputs})
-    for (const TypeRecord& t : *types) {
+  for (const auto *types : {&program_.inputs, &program_.outputs})
+    for (const TypeRecord &t : *types) {
       if (t.shape.size() > kMaxRank)
         throw Error(ErrorKind::kShape, "a tensor of rank " + std::to_string(t.shape.size()) +
                                            "; the limit is " + std::to_string(kMaxRank));
       if (t.device != "cpu") throw Error(ErrorKind::kDevice, "no device '" + t.device + "'");
     }
   resolve_kernels(codes, hosts, isa);
-  for (const CallRecord& c : program_.calls) {
-    for (const auto* args : {&c.args, &c.epilogue_args})
+  for (const CallRecord &c : program_.calls) {
+    for (const auto *args : {&c.args, &c.epilogue_args})
       slot_buffers_.insert(slot_buffers_.end(), args->begin(), args->end());
   }
   slots_ = slot_buffers_.size();
@@ -107,12 +108,12 @@ Executable::Executable(Program program, std::vector<TensorRef> constants, const 
 }
 
 Executable::~Executable() {
-  for (Context* c : idle_) delete c;
+  for (Context *c : idle_) delete c;
 }
 
-uint32_t Executable::choose_isa(const Codes& codes, const std::string& isa) const {
+uint32_t Executable::choose_isa(const Codes &codes, const std::string &isa) const {
   std::string forced = isa;
-  if (const char* env = std::getenv("NIR_ISA"); forced.empty() && env) forced = env;
+  if (const char *env = std::getenv("NIR_ISA"); forced.empty() && env) forced = env;
   if (!forced.empty()) {
     const int level = isa_level(forced);
     if (level < 0) throw Error(ErrorKind::kUnsupported, "no ISA level is called '" + forced + "'");
@@ -120,10 +121,10 @@ uint32_t Executable::choose_isa(const Codes& codes, const std::string& isa) cons
       throw Error(ErrorKind::kUnsupported, "this CPU does not run ISA level " + forced);
     return static_cast<uint32_t>(level);
   }
-  for (int i = 0; const char* name = nir_isa_name(i); ++i) {
+  for (int i = 0; const char *name = nir_isa_name(i); ++i) {
     const int level = isa_level(name);
     if (level < 0 || !nir_has_isa(name)) continue;
-    const bool complete = std::all_of(codes.begin(), codes.end(), [&](const auto& code) {
+    const bool complete = std::all_of(codes.begin(), codes.end(), [&](const auto &code) {
       return code.second.count(static_cast<uint32_t>(level)) > 0;
     });
     if (complete) return static_cast<uint32_t>(level);
@@ -132,7 +133,7 @@ uint32_t Executable::choose_isa(const Codes& codes, const std::string& isa) cons
               program_.name + ": its code is for no ISA level that this CPU runs");
 }
 
-void Executable::resolve_kernels(const Codes& codes, const Hosts& hosts, const std::string& isa) {
+void Executable::resolve_kernels(const Codes &codes, const Hosts &hosts, const std::string &isa) {
   isa_ = choose_isa(codes, isa);
   const std::string level = isa_name(isa_);
   std::vector<BlobView> blobs;
@@ -140,7 +141,7 @@ void Executable::resolve_kernels(const Codes& codes, const Hosts& hosts, const s
   std::vector<size_t> targets;
   kernels_.resize(program_.kernels.size());
   for (size_t k = 0; k < kernels_.size(); ++k) {
-    const KernelRecord& record = program_.kernels[k];
+    const KernelRecord &record = program_.kernels[k];
     switch (record.source) {
       case kBuiltin:
         kernels_[k].fn = nir_find_kernel(record.name.c_str(), level.c_str());
@@ -165,21 +166,22 @@ void Executable::resolve_kernels(const Codes& codes, const Hosts& hosts, const s
   }
   if (targets.size() < static_cast<size_t>(std::count_if(
                            program_.kernels.begin(), program_.kernels.end(),
-                           [](const KernelRecord& r) { return r.source == kGenerated; })))
+                           [](const KernelRecord &r) { return r.source == kGenerated; })))
     throw Error(ErrorKind::kUnsupported,
                 program_.name + ": a generated kernel has no code for ISA level " + level);
   const std::vector<LoadedKernel> loaded = load_blobs(blobs, names, isa_);
   for (size_t i = 0; i < loaded.size(); ++i) kernels_[targets[i]] = loaded[i];
 }
 
-// ---- binding -------------------------------------------------------------------------------------
+// ---- binding
+// -------------------------------------------------------------------------------------
 
 namespace {
 
-std::string poly_text(const Program& p, const Poly& poly) {
+std::string poly_text(const Program &p, const Poly &poly) {
   // Readable enough for the forms that occur in input types; others show their postfix.
   std::vector<std::string> stack;
-  for (const Poly::Step& s : poly.steps) {
+  for (const Poly::Step &s : poly.steps) {
     if (s.op == kPushConst) {
       stack.push_back(std::to_string(s.value));
     } else if (s.op == kPushSymbol) {
@@ -199,7 +201,7 @@ std::string poly_text(const Program& p, const Poly& poly) {
   return stack[0];
 }
 
-std::string type_text(const Program& p, const TypeRecord& t) {
+std::string type_text(const Program &p, const TypeRecord &t) {
   std::string out = std::string(kDTypes[t.dtype].name) + "[";
   for (size_t i = 0; i < t.shape.size(); ++i)
     out += (i ? "," : "") + poly_text(p, p.polys[t.shape[i]]);
@@ -209,7 +211,7 @@ std::string type_text(const Program& p, const TypeRecord& t) {
 
 }  // namespace
 
-void Executable::refuse(const std::vector<TensorRef>& inputs, size_t input, const std::string& why,
+void Executable::refuse(const std::vector<TensorRef> &inputs, size_t input, const std::string &why,
                         ErrorKind kind) const {
   throw Error(kind, program_.name + ": input " + std::to_string(input) + " (%" +
                         program_.input_names[input] + "): expected " +
@@ -218,14 +220,14 @@ void Executable::refuse(const std::vector<TensorRef>& inputs, size_t input, cons
 }
 
 // Dtypes, layouts and ranks, then the symbols' values.
-void Executable::solve(const std::vector<TensorRef>& inputs, std::vector<int64_t>* symbols) const {
+void Executable::solve(const std::vector<TensorRef> &inputs, std::vector<int64_t> *symbols) const {
   if (inputs.size() != program_.inputs.size())
     throw Error(ErrorKind::kShape, program_.name + ": expected " +
                                        std::to_string(program_.inputs.size()) + " inputs, got " +
                                        std::to_string(inputs.size()));
   for (size_t i = 0; i < inputs.size(); ++i) {
-    const TypeRecord& want = program_.inputs[i];
-    const TensorRef& got = inputs[i];
+    const TypeRecord &want = program_.inputs[i];
+    const TensorRef &got = inputs[i];
     if (!got.block)
       throw Error(ErrorKind::kStale, program_.name + ": input " + std::to_string(i) + " (%" +
                                          program_.input_names[i] +
@@ -234,7 +236,7 @@ void Executable::solve(const std::vector<TensorRef>& inputs, std::vector<int64_t
     if (got.rank != want.shape.size() || got.layout != want.layout) refuse(inputs, i, "");
   }
   symbols->assign(program_.symbols.size(), 0);
-  for (const SolveStep& s : program_.solve) {
+  for (const SolveStep &s : program_.solve) {
     const int64_t size = inputs[s.input].shape[s.axis];
     const int64_t scaled = checked_add(size, -s.offset);
     if (scaled % s.scale != 0 || scaled / s.scale < 0)
@@ -245,21 +247,22 @@ void Executable::solve(const std::vector<TensorRef>& inputs, std::vector<int64_t
   }
 }
 
-void Executable::check_inputs(const std::vector<TensorRef>& inputs,
-                              const std::vector<int64_t>& symbols) const {
+void Executable::check_inputs(const std::vector<TensorRef> &inputs,
+                              const std::vector<int64_t> &symbols) const {
   for (size_t i = 0; i < inputs.size(); ++i) {
-    const TypeRecord& want = program_.inputs[i];
+    const TypeRecord &want = program_.inputs[i];
     for (size_t axis = 0; axis < want.shape.size(); ++axis) {
-      const Poly& poly = program_.polys[want.shape[axis]];
+      const Poly &poly = program_.polys[want.shape[axis]];
       const int64_t expected = poly.evaluate(symbols);
       if (expected == inputs[i].shape[axis]) continue;
       std::string why = ": axis " + std::to_string(axis) + " is " +
                         std::to_string(inputs[i].shape[axis]) + ", expected " +
                         std::to_string(expected);
-      for (const SolveStep& s : program_.solve) {
-        const bool occurs = std::any_of(poly.steps.begin(), poly.steps.end(), [&](const auto& step) {
-          return step.op == kPushSymbol && step.value == static_cast<int64_t>(s.symbol);
-        });
+      for (const SolveStep &s : program_.solve) {
+        const bool occurs =
+            std::any_of(poly.steps.begin(), poly.steps.end(), [&](const auto &step) {
+              return step.op == kPushSymbol && step.value == static_cast<int64_t>(s.symbol);
+            });
         if (occurs)
           why += ", since " + program_.symbols[s.symbol] + " is " +
                  std::to_string(symbols[s.symbol]) + " by input " + std::to_string(s.input) +
@@ -271,12 +274,12 @@ void Executable::check_inputs(const std::vector<TensorRef>& inputs,
 }
 
 std::shared_ptr<const Executable::Bound> Executable::evaluate(
-    const std::vector<int64_t>& symbols) const {
+    const std::vector<int64_t> &symbols) const {
   auto bound = std::make_shared<Bound>();
   bound->symbols = symbols;
   std::vector<int64_t> values(program_.polys.size());
   for (size_t i = 0; i < values.size(); ++i) values[i] = program_.polys[i].evaluate(symbols);
-  const auto size_of = [&](PolyId id, const char* what) {
+  const auto size_of = [&](PolyId id, const char *what) {
     if (values[id] < 0)
       throw Error(ErrorKind::kShape, program_.name + ": " + what + " is " +
                                          poly_text(program_, program_.polys[id]) + " = " +
@@ -284,9 +287,9 @@ std::shared_ptr<const Executable::Bound> Executable::evaluate(
     return values[id];
   };
 
-  for (const TypeRecord& t : program_.inputs)
+  for (const TypeRecord &t : program_.inputs)
     for (PolyId d : t.shape) bound->input_sizes.push_back(values[d]);
-  for (const TypeRecord& t : program_.outputs) {
+  for (const TypeRecord &t : program_.outputs) {
     std::vector<int64_t> shape;
     for (PolyId d : t.shape) shape.push_back(size_of(d, "the size of an output"));
     bound->output_shapes.push_back(std::move(shape));
@@ -296,7 +299,7 @@ std::shared_ptr<const Executable::Bound> Executable::evaluate(
 
   std::vector<int64_t> offsets;
   for (size_t i = 0; i < program_.buffers.size(); ++i) {
-    const BufferRecord& b = program_.buffers[i];
+    const BufferRecord &b = program_.buffers[i];
     int64_t offset = size_of(b.offset, "the offset of a buffer");
     int64_t limit = 0;
     switch (b.kind) {
@@ -325,12 +328,12 @@ std::shared_ptr<const Executable::Bound> Executable::evaluate(
   for (uint32_t b : slot_buffers_) bound->slot_offsets.push_back(offsets[b]);
 
   uint32_t slot = 0;
-  const auto append_dims = [&](const std::vector<PolyId>& ids) {
+  const auto append_dims = [&](const std::vector<PolyId> &ids) {
     const auto at = static_cast<uint32_t>(bound->dims.size());
     for (PolyId d : ids) bound->dims.push_back(values[d]);
     return at;
   };
-  for (const CallRecord& c : program_.calls) {
+  for (const CallRecord &c : program_.calls) {
     BoundCall call{};
     call.fn = kernels_[c.kernel].fn;
     call.args = slot;
@@ -344,7 +347,8 @@ std::shared_ptr<const Executable::Bound> Executable::evaluate(
     }
     call.rows = size_of(c.rows, "the rows of a call");
     call.cols = size_of(c.cols, "the columns of a call");
-    bound->scratch = std::max(bound->scratch, round_up(size_of(c.scratch, "the scratch of a call")));
+    bound->scratch =
+        std::max(bound->scratch, round_up(size_of(c.scratch, "the scratch of a call")));
     const auto units = [](int64_t n, int64_t grain) { return n / grain + (n % grain != 0); };
     const int64_t row_units = units(call.rows, c.row_grain);
     const int64_t col_units = c.col_grain ? units(call.cols, c.col_grain) : 1;
@@ -366,8 +370,8 @@ std::shared_ptr<const Executable::Bound> Executable::evaluate(
   return bound;
 }
 
-std::shared_ptr<const Executable::Bound> Executable::bind(const std::vector<TensorRef>& inputs,
-                                                          const std::vector<int64_t>& symbols) {
+std::shared_ptr<const Executable::Bound> Executable::bind(const std::vector<TensorRef> &inputs,
+                                                          const std::vector<int64_t> &symbols) {
   {
     std::lock_guard<ForkSafeMutex> lock(lists_mutex());
     for (size_t i = 0; i < bounds_.size(); ++i) {
@@ -385,11 +389,11 @@ std::shared_ptr<const Executable::Bound> Executable::bind(const std::vector<Tens
   return bound;
 }
 
-Context* Executable::take_context() {
+Context *Executable::take_context() {
   {
     std::lock_guard<ForkSafeMutex> lock(lists_mutex());
     if (!idle_.empty()) {
-      Context* c = idle_.back();
+      Context *c = idle_.back();
       idle_.pop_back();
       return c;
     }
@@ -399,25 +403,25 @@ Context* Executable::take_context() {
   return c.release();
 }
 
-void Executable::return_context(Context* context) {
+void Executable::return_context(Context *context) {
   context->memory.reset();
   std::lock_guard<ForkSafeMutex> lock(lists_mutex());
   idle_.push_back(context);
 }
 
-Executable::Run::Run(Executable& exe, std::vector<TensorRef>& inputs,
-                     const std::vector<uint8_t>& donated, std::vector<TensorRef>& outputs)
+Executable::Run::Run(Executable &exe, std::vector<TensorRef> &inputs,
+                     const std::vector<uint8_t> &donated, std::vector<TensorRef> &outputs)
     : exe_(exe), context_(exe.take_context()) {
-  Context& c = *context_;
+  Context &c = *context_;
   try {
     exe.solve(inputs, &c.symbols);
     if (!c.bound || c.bound->symbols != c.symbols) {
       c.bound = exe.bind(inputs, c.symbols);
       c.arena = nullptr;
     }
-    const Bound& bound = *c.bound;
-    const int64_t* expected = bound.input_sizes.data();
-    for (const TensorRef& in : inputs) {
+    const Bound &bound = *c.bound;
+    const int64_t *expected = bound.input_sizes.data();
+    for (const TensorRef &in : inputs) {
       // The slow check finds out what to say.
       if (!std::equal(in.shape.begin(), in.shape.begin() + in.rank, expected))
         exe.check_inputs(inputs, c.symbols);
@@ -428,12 +432,12 @@ Executable::Run::Run(Executable& exe, std::vector<TensorRef>& inputs,
     const int64_t bytes = checked_add(bound.arena, checked_mul(bound.scratch, threads));
     c.memory = acquire_block(static_cast<size_t>(bytes));
 
-    const Program& p = exe.program_;
+    const Program &p = exe.program_;
     outputs.resize(p.outputs.size());
-    for (TensorRef& out : outputs) out.block.reset();
-    for (const DonationRecord& d : p.donations) {
-      TensorRef& in = inputs[d.input];
-      TensorRef& out = outputs[d.output];
+    for (TensorRef &out : outputs) out.block.reset();
+    for (const DonationRecord &d : p.donations) {
+      TensorRef &in = inputs[d.input];
+      TensorRef &out = outputs[d.output];
       const auto need = static_cast<size_t>(bound.output_bytes[d.output]);
       // Two references: the owner's, who offers it, and this run's. A third is somebody's view.
       const bool ours = donated[d.input] && in.block && !out.block && in.block->pooled() &&
@@ -445,7 +449,7 @@ Executable::Run::Run(Executable& exe, std::vector<TensorRef>& inputs,
       }
     }
     for (size_t i = 0; i < outputs.size(); ++i) {
-      TensorRef& out = outputs[i];
+      TensorRef &out = outputs[i];
       if (!out.block) {
         out.block = acquire_block(static_cast<size_t>(bound.output_bytes[i]));
         out.data = out.block->data;
@@ -456,7 +460,7 @@ Executable::Run::Run(Executable& exe, std::vector<TensorRef>& inputs,
       std::copy(bound.output_shapes[i].begin(), bound.output_shapes[i].end(), out.shape.begin());
     }
 
-    const auto place = [&](uint32_t slot, uint8_t* base) {
+    const auto place = [&](uint32_t slot, uint8_t *base) {
       c.pointers[slot] = base + bound.slot_offsets[slot];
     };
     if (c.arena != c.memory->data) {
@@ -467,7 +471,7 @@ Executable::Run::Run(Executable& exe, std::vector<TensorRef>& inputs,
     }
     c.scratch = c.arena + bound.arena;
     for (uint32_t s : exe.moving_slots_) {
-      const BufferRecord& b = p.buffers[exe.slot_buffers_[s]];
+      const BufferRecord &b = p.buffers[exe.slot_buffers_[s]];
       place(s, b.kind == kInput ? inputs[b.index].data : outputs[b.index].data);
     }
   } catch (...) {
@@ -478,16 +482,17 @@ Executable::Run::Run(Executable& exe, std::vector<TensorRef>& inputs,
 
 Executable::Run::~Run() { exe_.return_context(context_); }
 
-// ---- running -------------------------------------------------------------------------------------
+// ---- running
+// -------------------------------------------------------------------------------------
 
 namespace {
 
 // One call while threads share it.
 struct Job {
-  const BoundCall* call;
-  void* const* pointers;
-  const int64_t* dims;
-  uint8_t* scratch;
+  const BoundCall *call;
+  void *const *pointers;
+  const int64_t *dims;
+  uint8_t *scratch;
   int64_t scratch_bytes;
   int64_t threads;
   std::atomic<int64_t> next{0};
@@ -497,7 +502,7 @@ struct Job {
   int32_t status = 0;
   int64_t detail[2] = {0, 0};
 
-  void fail(int64_t at, int32_t code, const int64_t* why) {
+  void fail(int64_t at, int32_t code, const int64_t *why) {
     while (failing.test_and_set(std::memory_order_acquire)) {
     }
     if (failed_at < 0 || at < failed_at) {
@@ -510,7 +515,7 @@ struct Job {
   }
 
   void run_units(int64_t from, int64_t to, int thread) {
-    const BoundCall& c = *call;
+    const BoundCall &c = *call;
     nir_ctx ctx{scratch + scratch_bytes * thread,
                 c.epilogue,
                 pointers + c.epilogue_args,
@@ -549,23 +554,23 @@ int64_t now_ns() {
 
 }  // namespace
 
-void Executable::Run::execute(int64_t* nanoseconds) {
+void Executable::Run::execute(int64_t *nanoseconds) {
   FlushDenormals flush;
-  Context& c = *context_;
-  const Bound& bound = *c.bound;
-  ThreadPool& pool = ThreadPool::instance();
+  Context &c = *context_;
+  const Bound &bound = *c.bound;
+  ThreadPool &pool = ThreadPool::instance();
   // The scratch was sized for so many threads; a pool resized meanwhile must not use more.
   const auto room = static_cast<int64_t>(c.memory->capacity) - bound.arena;
   const int64_t threads =
       bound.scratch ? std::min<int64_t>(pool.size(), room / bound.scratch) : pool.size();
   for (size_t i = 0; i < bound.calls.size(); ++i) {
-    const BoundCall& call = bound.calls[i];
+    const BoundCall &call = bound.calls[i];
     const int64_t start = nanoseconds ? now_ns() : 0;
     if (call.units > 0) {
       if (call.host) flush.suspend();
       Job job{&call, c.pointers.data(), bound.dims.data(), c.scratch, bound.scratch, threads};
       if (call.parallel && threads > 1)
-        pool.run([](void* j, int thread) { static_cast<Job*>(j)->share(thread); }, &job);
+        pool.run([](void *j, int thread) { static_cast<Job *>(j)->share(thread); }, &job);
       else
         job.run_units(0, call.units, 0);
       if (call.host) flush.resume();

@@ -20,7 +20,7 @@ constexpr size_t kMaxRank = 16;
 // A dense tensor in memory: what a run takes and gives.
 struct TensorRef {
   BlockRef block;
-  uint8_t* data = nullptr;
+  uint8_t *data = nullptr;
   uint8_t dtype = kF32;
   uint8_t rank = 0;
   std::array<int64_t, kMaxRank> shape{};
@@ -35,11 +35,11 @@ class Executable {
  public:
   // `constants` hold the program's constants in order, 64-byte aligned. `isa` forces a level; ""
   // takes NIR_ISA, else the best level for which every generated kernel has code.
-  Executable(Program program, std::vector<TensorRef> constants, const Codes& codes,
-             const Hosts& hosts, const std::string& isa);
+  Executable(Program program, std::vector<TensorRef> constants, const Codes &codes,
+             const Hosts &hosts, const std::string &isa);
   ~Executable();
-  Executable(const Executable&) = delete;
-  Executable& operator=(const Executable&) = delete;
+  Executable(const Executable &) = delete;
+  Executable &operator=(const Executable &) = delete;
 
   // One run's bound state, taken from a pool of them: runs on several threads do not meet.
   class Run {
@@ -47,41 +47,42 @@ class Executable {
     // Checks the inputs against the program's types, solves the symbols, and makes the outputs.
     // `donated[i]` offers input i: if the run holds the last reference to its block, an output
     // takes it over and inputs[i].block is empty afterwards.
-    Run(Executable& exe, std::vector<TensorRef>& inputs, const std::vector<uint8_t>& donated,
-        std::vector<TensorRef>& outputs);
+    Run(Executable &exe, std::vector<TensorRef> &inputs, const std::vector<uint8_t> &donated,
+        std::vector<TensorRef> &outputs);
     ~Run();
-    Run(const Run&) = delete;
-    Run& operator=(const Run&) = delete;
+    Run(const Run &) = delete;
+    Run &operator=(const Run &) = delete;
 
     // Calls the kernels; touches no Python, takes no lock but the thread pool's, allocates nothing.
     // `nanoseconds`, if not null, receives the time of each call. Throws KernelError.
-    void execute(int64_t* nanoseconds = nullptr);
+    void execute(int64_t *nanoseconds = nullptr);
 
    private:
     friend class Executable;
-    Executable& exe_;
-    struct Context* context_;
+    Executable &exe_;
+    struct Context *context_;
   };
 
-  const Program& program() const { return program_; }
-  const std::vector<TensorRef>& constants() const { return constants_; }
-  const char* isa() const { return isa_name(isa_); }
+  const Program &program() const { return program_; }
+  const std::vector<TensorRef> &constants() const { return constants_; }
+  const char *isa() const { return isa_name(isa_); }
 
  private:
   struct Bound;
   friend struct Context;
 
-  void resolve_kernels(const Codes& codes, const Hosts& hosts, const std::string& isa);
-  uint32_t choose_isa(const Codes& codes, const std::string& isa) const;
-  void solve(const std::vector<TensorRef>& inputs, std::vector<int64_t>* symbols) const;
-  void check_inputs(const std::vector<TensorRef>& inputs, const std::vector<int64_t>& symbols) const;
-  [[noreturn]] void refuse(const std::vector<TensorRef>& inputs, size_t input,
-                           const std::string& why, ErrorKind kind = ErrorKind::kShape) const;
-  std::shared_ptr<const Bound> bind(const std::vector<TensorRef>& inputs,
-                                    const std::vector<int64_t>& symbols);
-  std::shared_ptr<const Bound> evaluate(const std::vector<int64_t>& symbols) const;
-  Context* take_context();
-  void return_context(Context* context);
+  void resolve_kernels(const Codes &codes, const Hosts &hosts, const std::string &isa);
+  uint32_t choose_isa(const Codes &codes, const std::string &isa) const;
+  void solve(const std::vector<TensorRef> &inputs, std::vector<int64_t> *symbols) const;
+  void check_inputs(const std::vector<TensorRef> &inputs,
+                    const std::vector<int64_t> &symbols) const;
+  [[noreturn]] void refuse(const std::vector<TensorRef> &inputs, size_t input,
+                           const std::string &why, ErrorKind kind = ErrorKind::kShape) const;
+  std::shared_ptr<const Bound> bind(const std::vector<TensorRef> &inputs,
+                                    const std::vector<int64_t> &symbols);
+  std::shared_ptr<const Bound> evaluate(const std::vector<int64_t> &symbols) const;
+  Context *take_context();
+  void return_context(Context *context);
 
   Program program_;
   std::vector<TensorRef> constants_;
@@ -93,11 +94,11 @@ class Executable {
   std::vector<uint32_t> arena_slots_;
   std::vector<uint32_t> const_slots_;
   std::vector<std::shared_ptr<const Bound>> bounds_;  // most recently used first
-  std::vector<Context*> idle_;
+  std::vector<Context *> idle_;
 };
 
 // "f32[8,784]"
-std::string describe(const TensorRef& t);
+std::string describe(const TensorRef &t);
 
 }  // namespace nir
 

@@ -33,40 +33,44 @@ int class_of(size_t size) {
 
 struct Pool {
   ForkSafeMutex mutex;
-  Block* free[kClasses] = {};
+  Block *free[kClasses] = {};
   size_t live = 0, cached = 0, peak_live = 0, allocations = 0;
   int cursor = 0;
 
+  void use(size_t bytes) {
+    live += bytes;
+    peak_live = std::max(peak_live, live);
+  }
   // What may wait for reuse: as much as was ever in use at once, and some.
   size_t limit() const { return std::max(peak_live, size_t{256} << 20); }
 };
 
-Pool& pool() {
+Pool &pool() {
   // Never destroyed: blocks may outlive static destructors.
-  static Pool* p = new Pool;
+  static Pool *p = new Pool;
   return *p;
 }
 
-Block* allocate(int c) {
+// A new block, or null.
+Block *allocate(int c) {
   const size_t size = class_bytes(c);
   const size_t align = size >= kHugeFrom ? kHugePage : kAlign;
-  void* memory = nullptr;
-  if (posix_memalign(&memory, align, size) != 0)
-    throw Error(ErrorKind::kMemory, "cannot allocate " + std::to_string(size) + " bytes");
+  void *memory = nullptr;
+  if (posix_memalign(&memory, align, size) != 0) return nullptr;
   // Huge pages: fewer faults on first touch and fewer TLB misses after.
   if (size >= kHugeFrom) madvise(memory, size & ~(kHugePage - 1), MADV_HUGEPAGE);
-  Block* b = new (std::nothrow) Block;
+  Block *b = new (std::nothrow) Block;
   if (!b) {
     std::free(memory);
-    throw Error(ErrorKind::kMemory, "cannot allocate a block");
+    return nullptr;
   }
-  b->data = static_cast<uint8_t*>(memory);
+  b->data = static_cast<uint8_t *>(memory);
   b->capacity = size;
   b->size_class = c;
   return b;
 }
 
-void destroy(Block* b) {
+void destroy(Block *b) {
   std::free(b->data);
   delete b;
 }
@@ -75,31 +79,35 @@ void destroy(Block* b) {
 
 BlockRef acquire_block(size_t size) {
   const int c = class_of(std::max<size_t>(size, 1));
-  Pool& p = pool();
+  Pool &p = pool();
+  Block *b;
   {
     std::lock_guard<ForkSafeMutex> lock(p.mutex);
-    p.live += class_bytes(c);
-    p.peak_live = std::max(p.peak_live, p.live);
-    if (Block* b = p.free[c]) {
+    b = p.free[c];
+    if (b) {
       p.free[c] = b->next;
       p.cached -= b->capacity;
+      p.use(b->capacity);
       b->refs.store(1, std::memory_order_relaxed);
       return BlockRef(b);
     }
-    ++p.allocations;
   }
-  try {
-    return BlockRef(allocate(c));
-  } catch (...) {
-    std::lock_guard<ForkSafeMutex> lock(p.mutex);
-    p.live -= class_bytes(c);
-    throw;
+  b = allocate(c);
+  if (!b) {
+    // What waits for reuse may be all that is missing.
+    trim_memory();
+    b = allocate(c);
   }
+  if (!b) throw Error(ErrorKind::kMemory, "cannot allocate " + std::to_string(size) + " bytes");
+  std::lock_guard<ForkSafeMutex> lock(p.mutex);
+  ++p.allocations;
+  p.use(b->capacity);
+  return BlockRef(b);
 }
 
-BlockRef foreign_block(void* data, size_t size, void (*release)(void*), void* owner) {
-  Block* b = new Block;
-  b->data = static_cast<uint8_t*>(data);
+BlockRef foreign_block(void *data, size_t size, void (*release)(void *), void *owner) {
+  Block *b = new Block;
+  b->data = static_cast<uint8_t *>(data);
   b->capacity = size;
   b->release = release;
   b->owner = owner;
@@ -107,15 +115,15 @@ BlockRef foreign_block(void* data, size_t size, void (*release)(void*), void* ow
 }
 
 void BlockRef::reset() {
-  Block* b = std::exchange(block_, nullptr);
+  Block *b = std::exchange(block_, nullptr);
   if (!b || b->refs.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
   if (!b->pooled()) {
     if (b->release) b->release(b->owner);
     delete b;
     return;
   }
-  Pool& p = pool();
-  Block* dropped = nullptr;
+  Pool &p = pool();
+  Block *dropped = nullptr;
   {
     std::lock_guard<ForkSafeMutex> lock(p.mutex);
     p.live -= b->capacity;
@@ -123,14 +131,15 @@ void BlockRef::reset() {
     b->next = p.free[b->size_class];
     p.free[b->size_class] = b;
     // Over the limit: classes give up blocks in turn, so that none hoards.
-    for (int tried = 0; p.cached > p.limit() && tried < kClasses; p.cursor = (p.cursor + 1) % kClasses) {
-      Block*& head = p.free[p.cursor];
+    for (int tried = 0; p.cached > p.limit() && tried < kClasses;
+         p.cursor = (p.cursor + 1) % kClasses) {
+      Block *&head = p.free[p.cursor];
       if (!head) {
         ++tried;
         continue;
       }
       tried = 0;
-      Block* out = head;
+      Block *out = head;
       head = out->next;
       p.cached -= out->capacity;
       out->next = dropped;
@@ -141,18 +150,18 @@ void BlockRef::reset() {
 }
 
 MemoryStats memory_stats() {
-  Pool& p = pool();
+  Pool &p = pool();
   std::lock_guard<ForkSafeMutex> lock(p.mutex);
   return {p.live, p.cached, p.allocations};
 }
 
 void trim_memory() {
-  Pool& p = pool();
-  Block* dropped = nullptr;
+  Pool &p = pool();
+  Block *dropped = nullptr;
   {
     std::lock_guard<ForkSafeMutex> lock(p.mutex);
-    for (Block*& head : p.free) {
-      while (Block* b = head) {
+    for (Block *&head : p.free) {
+      while (Block *b = head) {
         head = b->next;
         b->next = dropped;
         dropped = b;

@@ -15,12 +15,12 @@ namespace nir {
 // foreign ones (numpy's, a mapped file's) call `release`.
 struct Block {
   std::atomic<int64_t> refs{1};
-  uint8_t* data = nullptr;
+  uint8_t *data = nullptr;
   size_t capacity = 0;
   int32_t size_class = -1;  // -1: foreign
-  Block* next = nullptr;    // in the pool's list
-  void (*release)(void*) = nullptr;
-  void* owner = nullptr;
+  Block *next = nullptr;    // in the pool's list
+  void (*release)(void *) = nullptr;
+  void *owner = nullptr;
 
   bool pooled() const { return size_class >= 0; }
 };
@@ -29,31 +29,31 @@ struct Block {
 class BlockRef {
  public:
   BlockRef() = default;
-  explicit BlockRef(Block* adopted) : block_(adopted) {}
-  BlockRef(const BlockRef& other) : block_(other.block_) {
+  explicit BlockRef(Block *adopted) : block_(adopted) {}
+  BlockRef(const BlockRef &other) : block_(other.block_) {
     if (block_) block_->refs.fetch_add(1, std::memory_order_relaxed);
   }
-  BlockRef(BlockRef&& other) noexcept : block_(std::exchange(other.block_, nullptr)) {}
-  BlockRef& operator=(BlockRef other) noexcept {
+  BlockRef(BlockRef &&other) noexcept : block_(std::exchange(other.block_, nullptr)) {}
+  BlockRef &operator=(BlockRef other) noexcept {
     std::swap(block_, other.block_);
     return *this;
   }
   ~BlockRef() { reset(); }
 
   void reset();
-  Block* get() const { return block_; }
-  Block* operator->() const { return block_; }
+  Block *get() const { return block_; }
+  Block *operator->() const { return block_; }
   explicit operator bool() const { return block_ != nullptr; }
 
  private:
-  Block* block_ = nullptr;
+  Block *block_ = nullptr;
 };
 
 // A block of at least `size` bytes, not cleared; throws Error(kMemory).
 BlockRef acquire_block(size_t size);
 
 // A reference to memory of someone else; `release(owner)` is called after the last use.
-BlockRef foreign_block(void* data, size_t size, void (*release)(void*), void* owner);
+BlockRef foreign_block(void *data, size_t size, void (*release)(void *), void *owner);
 
 struct MemoryStats {
   size_t live_bytes;    // in blocks that are referenced

@@ -19,50 +19,58 @@ namespace nir {
 
 namespace {
 
-const char* error_class(ErrorKind kind) {
+const char *error_class(ErrorKind kind) {
   switch (kind) {
-    case ErrorKind::kShape: return "ShapeError";
-    case ErrorKind::kDType: return "DTypeError";
-    case ErrorKind::kDevice: return "DeviceError";
-    case ErrorKind::kStale: return "StaleTensorError";
-    case ErrorKind::kUnsupported: return "UnsupportedError";
-    case ErrorKind::kPackage: return "PackageError";
-    case ErrorKind::kMemory: return "MemoryBudgetError";
-    case ErrorKind::kNir: break;
+    case ErrorKind::kShape:
+      return "ShapeError";
+    case ErrorKind::kDType:
+      return "DTypeError";
+    case ErrorKind::kDevice:
+      return "DeviceError";
+    case ErrorKind::kStale:
+      return "StaleTensorError";
+    case ErrorKind::kUnsupported:
+      return "UnsupportedError";
+    case ErrorKind::kPackage:
+      return "PackageError";
+    case ErrorKind::kMemory:
+      return "MemoryBudgetError";
+    case ErrorKind::kNir:
+      break;
   }
   return "NirError";
 }
 
-BlobView view_of(const py::bytes& data) {
-  char* at;
+BlobView view_of(const py::bytes &data) {
+  char *at;
   ssize_t size;
   if (PyBytes_AsStringAndSize(data.ptr(), &at, &size) != 0) throw py::error_already_set();
-  return {reinterpret_cast<const uint8_t*>(at), static_cast<size_t>(size)};
+  return {reinterpret_cast<const uint8_t *>(at), static_cast<size_t>(size)};
 }
 
-uint32_t level_of(const std::string& isa) {
+uint32_t level_of(const std::string &isa) {
   const int level = isa_level(isa);
   if (level < 0) throw Error(ErrorKind::kUnsupported, "no ISA level is called '" + isa + "'");
   return static_cast<uint32_t>(level);
 }
 
-std::vector<TensorRef> tensors_of(const py::sequence& storages) {
+std::vector<TensorRef> tensors_of(const py::sequence &storages) {
   std::vector<TensorRef> out;
   out.reserve(storages.size());
-  for (const py::handle& s : storages) out.push_back(s.cast<const Storage&>().tensor);
+  for (const py::handle &s : storages) out.push_back(s.cast<const Storage &>().tensor);
   return out;
 }
 
-std::unique_ptr<Executable> make_executable(const py::bytes& program, const py::sequence& constants,
-                                            const py::dict& codes, const py::dict& hosts,
-                                            const std::string& isa) {
+std::unique_ptr<Executable> make_executable(const py::bytes &program, const py::sequence &constants,
+                                            const py::dict &codes, const py::dict &hosts,
+                                            const std::string &isa) {
   Codes code_views;
-  for (const auto& [name, levels] : codes)
-    for (const auto& [level, blob] : py::reinterpret_borrow<py::dict>(levels))
+  for (const auto &[name, levels] : codes)
+    for (const auto &[level, blob] : py::reinterpret_borrow<py::dict>(levels))
       code_views[name.cast<std::string>()][level_of(level.cast<std::string>())] =
           view_of(py::reinterpret_borrow<py::bytes>(blob));
   Hosts host_kernels;
-  for (const auto& [name, address] : hosts) {
+  for (const auto &[name, address] : hosts) {
     const auto value = address.cast<uintptr_t>();
     std::memcpy(&host_kernels[name.cast<std::string>()], &value, sizeof(value));
   }
@@ -71,7 +79,7 @@ std::unique_ptr<Executable> make_executable(const py::bytes& program, const py::
                                       tensors_of(constants), code_views, host_kernels, isa);
 }
 
-py::list storages_of(std::vector<TensorRef>&& tensors) {
+py::list storages_of(std::vector<TensorRef> &&tensors) {
   py::list out(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
     auto s = std::make_unique<Storage>();
@@ -81,11 +89,11 @@ py::list storages_of(std::vector<TensorRef>&& tensors) {
   return out;
 }
 
-py::list run(Executable& exe, const py::sequence& inputs, const py::sequence& donate,
-             const py::object& times) {
+py::list run(Executable &exe, const py::sequence &inputs, const py::sequence &donate,
+             const py::object &times) {
   std::vector<TensorRef> in = tensors_of(inputs);
   std::vector<uint8_t> donated(in.size());
-  for (const py::handle& i : donate) {
+  for (const py::handle &i : donate) {
     const auto k = i.cast<size_t>();
     if (k >= in.size()) throw py::index_error("a donated input that is not there");
     donated[k] = 1;
@@ -96,7 +104,7 @@ py::list run(Executable& exe, const py::sequence& inputs, const py::sequence& do
     // Bound under the interpreter's lock: nobody makes a view between the check and the donation.
     Executable::Run run(exe, in, donated, out);
     for (size_t i = 0; i < in.size(); ++i)
-      if (donated[i] && !in[i].block) inputs[i].cast<Storage&>().tensor.block.reset();
+      if (donated[i] && !in[i].block) inputs[i].cast<Storage &>().tensor.block.reset();
     // The Storage gave up its reference without dropping the block: the output holds the last one.
     py::gil_scoped_release release;
     run.execute(nanoseconds.empty() ? nullptr : nanoseconds.data());
@@ -107,14 +115,14 @@ py::list run(Executable& exe, const py::sequence& inputs, const py::sequence& do
 }
 
 // Everything but the kernels: checks the inputs, evaluates sizes, takes memory and gives it back.
-void bind(Executable& exe, const py::sequence& inputs) {
+void bind(Executable &exe, const py::sequence &inputs) {
   std::vector<TensorRef> in = tensors_of(inputs);
   std::vector<TensorRef> out;
   Executable::Run(exe, in, std::vector<uint8_t>(in.size()), out);
 }
 
 // Runs `count` times without Python in between; the seconds that it took.
-double repeat(Executable& exe, const py::sequence& inputs, int count) {
+double repeat(Executable &exe, const py::sequence &inputs, int count) {
   std::vector<TensorRef> in = tensors_of(inputs);
   const std::vector<uint8_t> donated(in.size());
   std::vector<TensorRef> out;
@@ -124,20 +132,20 @@ double repeat(Executable& exe, const py::sequence& inputs, int count) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-py::list sites(const Executable& exe) {
+py::list sites(const Executable &exe) {
   py::list out;
-  for (const CallRecord& c : exe.program().calls) {
+  for (const CallRecord &c : exe.program().calls) {
     py::list locs;
-    for (const LocationRecord& l : c.locs) locs.append(py::make_tuple(l.file, l.line));
+    for (const LocationRecord &l : c.locs) locs.append(py::make_tuple(l.file, l.line));
     out.append(py::make_tuple(c.op, py::tuple(locs)));
   }
   return out;
 }
 
 // (executable, encoded program, IR text, metadata) of a package.
-py::tuple load_package(const std::string& path, bool verify, const std::string& isa) {
+py::tuple load_package(const std::string &path, bool verify, const std::string &isa) {
   Package p = open_package(path, verify ? Verify::kAll : Verify::kSmall);
-  const py::bytes encoded(reinterpret_cast<const char*>(p.encoded.data), p.encoded.size);
+  const py::bytes encoded(reinterpret_cast<const char *>(p.encoded.data), p.encoded.size);
   auto exe = std::make_unique<Executable>(std::move(p.program), std::move(p.constants), p.codes,
                                           Hosts{}, isa);
   // Bytes: only the checksum says that it is text.
@@ -146,13 +154,13 @@ py::tuple load_package(const std::string& path, bool verify, const std::string& 
 
 py::list isa_levels() {
   py::list out;
-  for (int i = 0; const char* name = nir_isa_name(i); ++i) out.append(name);
+  for (int i = 0; const char *name = nir_isa_name(i); ++i) out.append(name);
   return out;
 }
 
-py::list kernel_names(const std::string& isa) {
+py::list kernel_names(const std::string &isa) {
   py::list out;
-  const nir_kernel_entry* k = nir_kernel_table(isa.c_str());
+  const nir_kernel_entry *k = nir_kernel_table(isa.c_str());
   for (; k && k->name; ++k) out.append(k->name);
   return out;
 }
@@ -165,15 +173,16 @@ PYBIND11_MODULE(_core, m) {
   using namespace nir;
   m.doc() = "The C++ side of nir.runtime.";
 
-  static PyObject* kernel_error = PyErr_NewException("nir.runtime._core.KernelError", nullptr, nullptr);
+  static PyObject *kernel_error =
+      PyErr_NewException("nir.runtime._core.KernelError", nullptr, nullptr);
   m.attr("KernelError") = py::reinterpret_borrow<py::object>(kernel_error);
   py::register_exception_translator([](std::exception_ptr p) {
     try {
       if (p) std::rethrow_exception(p);
-    } catch (const KernelError& e) {
+    } catch (const KernelError &e) {
       const py::tuple args = py::make_tuple(e.status, e.call, e.detail[0], e.detail[1]);
       PyErr_SetObject(kernel_error, args.ptr());
-    } catch (const Error& e) {
+    } catch (const Error &e) {
       const py::object type = py::module_::import("nir.errors").attr(error_class(e.kind));
       PyErr_SetObject(type.ptr(), py::str(e.what()).ptr());
     }
@@ -189,14 +198,15 @@ PYBIND11_MODULE(_core, m) {
       .def("bind", &bind, py::arg("inputs"))
       .def("repeat", &repeat, py::arg("inputs"), py::arg("count"))
       .def("sites", &sites, "(op, ((file, line), ...)) of each call.")
-      .def("constant",
-           [](const Executable& exe, size_t i) {
-             auto s = std::make_unique<Storage>();
-             s->tensor = exe.constants().at(i);
-             s->readonly = true;
-             return s;
-           },
-           "The bytes of a constant.")
+      .def(
+          "constant",
+          [](const Executable &exe, size_t i) {
+            auto s = std::make_unique<Storage>();
+            s->tensor = exe.constants().at(i);
+            s->readonly = true;
+            return s;
+          },
+          "The bytes of a constant.")
       .def_property_readonly("isa", &Executable::isa);
 
   m.def("load_package", &load_package, py::arg("path"), py::arg("verify") = false,
@@ -217,10 +227,10 @@ PYBIND11_MODULE(_core, m) {
   });
   m.def("trim_memory", &trim_memory);
   m.def("best_isa", [] { return nir_best_isa(); });
-  m.def("has_isa", [](const std::string& isa) { return nir_has_isa(isa.c_str()) != 0; });
+  m.def("has_isa", [](const std::string &isa) { return nir_has_isa(isa.c_str()) != 0; });
   m.def("isa_levels", &isa_levels, "The levels built into this library, best first.");
   m.def("kernel_names", &kernel_names, py::arg("isa"));
-  m.def("check_blob", [](const py::bytes& blob) {
+  m.def("check_blob", [](const py::bytes &blob) {
     const BlobInfo i = check_blob(view_of(blob), "a blob");
     return py::make_tuple(i.arch, isa_name(i.isa), i.text_size, i.image_size, i.entry);
   });

@@ -38,7 +38,7 @@ struct Package {
 };
 
 // Maps and checks a package; throws Error(kPackage) for anything but a whole, undamaged one.
-Package open_package(const std::string& path, Verify verify);
+Package open_package(const std::string &path, Verify verify);
 
 }  // namespace nir
 

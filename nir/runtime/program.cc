@@ -5,22 +5,23 @@
 namespace nir {
 
 const DTypeInfo kDTypes[kDTypeCount] = {
-    {"f64", "float64", 8, "d", 2},    {"f32", "float32", 4, "f", 2}, {"f16", "float16", 2, "e", 2},
-    {"bf16", "bfloat16", 2, nullptr, 4}, {"i64", "int64", 8, "q", 0},   {"i32", "int32", 4, "i", 0},
-    {"i16", "int16", 2, "h", 0},      {"i8", "int8", 1, "b", 0},     {"u8", "uint8", 1, "B", 1},
-    {"bool", "bool", 1, "?", 6},
+    {"f64", "float64", 8, "d", 2}, {"f32", "float32", 4, "f", 2},
+    {"f16", "float16", 2, "e", 2}, {"bf16", "bfloat16", 2, nullptr, 4},
+    {"i64", "int64", 8, "q", 0},   {"i32", "int32", 4, "i", 0},
+    {"i16", "int16", 2, "h", 0},   {"i8", "int8", 1, "b", 0},
+    {"u8", "uint8", 1, "B", 1},    {"bool", "bool", 1, "?", 6},
 };
 
-uint8_t dtype_code(const std::string& name) {
+uint8_t dtype_code(const std::string &name) {
   for (uint8_t i = 0; i < kDTypeCount; ++i)
     if (name == kDTypes[i].name) return i;
   throw Error(ErrorKind::kDType, "no dtype is called '" + name + "'");
 }
 
-int64_t Poly::evaluate(const std::vector<int64_t>& symbols) const {
+int64_t Poly::evaluate(const std::vector<int64_t> &symbols) const {
   int64_t stack[kPolyStack];
   int top = 0;
-  for (const Step& s : steps) {
+  for (const Step &s : steps) {
     switch (s.op) {
       case kPushConst:
         stack[top++] = s.value;
@@ -49,17 +50,17 @@ int64_t Poly::evaluate(const std::vector<int64_t>& symbols) const {
 
 namespace {
 
-[[noreturn]] void damaged(const std::string& why) {
+[[noreturn]] void damaged(const std::string &why) {
   throw Error(ErrorKind::kPackage, "damaged program: " + why);
 }
 
 // Strict UTF-8: no overlong forms, no surrogates, nothing above U+10FFFF.
-bool is_utf8(const std::string& text) {
+bool is_utf8(const std::string &text) {
   for (size_t i = 0; i < text.size();) {
     const auto byte = [&](size_t k) { return static_cast<uint8_t>(k < text.size() ? text[k] : 0); };
     const uint8_t lead = byte(i);
-    const int more = lead < 0x80 ? 0 : lead < 0xC2 ? -1 : lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : lead < 0xF5 ? 3 : -1;
-    if (more < 0) return false;
+    if ((lead >= 0x80 && lead < 0xC2) || lead > 0xF4) return false;
+    const int more = lead < 0x80 ? 0 : lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : 3;
     for (int k = 1; k <= more; ++k)
       if ((byte(i + static_cast<size_t>(k)) & 0xC0) != 0x80) return false;
     const uint8_t next = byte(i + 1);
@@ -74,7 +75,7 @@ bool is_utf8(const std::string& text) {
 // A cursor that never reads past the end.
 class Reader {
  public:
-  Reader(const uint8_t* data, size_t size) : at_(data), end_(data + size) {}
+  Reader(const uint8_t *data, size_t size) : at_(data), end_(data + size) {}
 
   template <class T>
   T get() {
@@ -90,13 +91,13 @@ class Reader {
   int64_t i64() { return get<int64_t>(); }
 
   // A count of records of at least `least` bytes each: bounded by what is left to read.
-  uint32_t count(size_t least, const char* what) {
+  uint32_t count(size_t least, const char *what) {
     const uint32_t n = u32();
     if (n > static_cast<size_t>(end_ - at_) / least) damaged(std::string("too many ") + what);
     return n;
   }
   // An index below `limit`.
-  uint32_t index(size_t limit, const char* what) {
+  uint32_t index(size_t limit, const char *what) {
     const uint32_t i = u32();
     if (i >= limit)
       damaged(std::string(what) + " " + std::to_string(i) + " of " + std::to_string(limit));
@@ -104,7 +105,7 @@ class Reader {
   }
   std::string text() {
     const uint32_t n = count(1, "bytes of text");
-    std::string out(reinterpret_cast<const char*>(at_), n);
+    std::string out(reinterpret_cast<const char *>(at_), n);
     at_ += n;
     if (!is_utf8(out)) damaged("a string is not UTF-8");
     return out;
@@ -112,11 +113,11 @@ class Reader {
   bool done() const { return at_ == end_; }
 
  private:
-  const uint8_t* at_;
-  const uint8_t* end_;
+  const uint8_t *at_;
+  const uint8_t *end_;
 };
 
-Poly read_poly(Reader& r, size_t symbols) {
+Poly read_poly(Reader &r, size_t symbols) {
   Poly poly;
   const uint32_t n = r.count(1, "steps of a polynomial");
   poly.steps.reserve(n);
@@ -150,7 +151,7 @@ Poly read_poly(Reader& r, size_t symbols) {
 
 class ProgramReader {
  public:
-  ProgramReader(const uint8_t* data, size_t size) : r_(data, size) {}
+  ProgramReader(const uint8_t *data, size_t size) : r_(data, size) {}
 
   Program read() {
     read_strings();
@@ -192,15 +193,15 @@ class ProgramReader {
   std::string string() { return strings_[r_.index(strings_.size(), "string")]; }
   PolyId poly() { return r_.index(p_.polys.size(), "polynomial"); }
 
-  std::vector<PolyId> polys(const char* what) {
+  std::vector<PolyId> polys(const char *what) {
     std::vector<PolyId> out(r_.count(4, what));
-    for (PolyId& d : out) d = poly();
+    for (PolyId &d : out) d = poly();
     return out;
   }
 
   std::vector<uint32_t> args() {
     std::vector<uint32_t> out(r_.count(4, "arguments"));
-    for (uint32_t& a : out) a = r_.index(p_.buffers.size(), "buffer");
+    for (uint32_t &a : out) a = r_.index(p_.buffers.size(), "buffer");
     return out;
   }
 
@@ -210,7 +211,7 @@ class ProgramReader {
     for (uint32_t i = 0; i < n; ++i) strings_.push_back(r_.text());
   }
 
-  void read_types(std::vector<TypeRecord>& types, std::vector<std::string>& names) {
+  void read_types(std::vector<TypeRecord> &types, std::vector<std::string> &names) {
     const uint32_t n = r_.count(21, "types");
     for (uint32_t i = 0; i < n; ++i) {
       names.push_back(string());
@@ -250,7 +251,8 @@ class ProgramReader {
     for (uint32_t i = 0; i < n; ++i) {
       const uint8_t kind = r_.u8();
       if (kind > kArena) damaged("buffer kind " + std::to_string(kind));
-      const uint32_t index = kind == kArena ? (r_.u32(), 0) : r_.index(limits[kind], "buffer index");
+      const uint32_t index =
+          kind == kArena ? (r_.u32(), 0) : r_.index(limits[kind], "buffer index");
       const PolyId offset = poly();
       p_.buffers.push_back({static_cast<BufferKind>(kind), index, offset, poly()});
     }
@@ -297,7 +299,7 @@ class ProgramReader {
 
 }  // namespace
 
-Program read_program(const uint8_t* data, size_t size) {
+Program read_program(const uint8_t *data, size_t size) {
   Reader header(data, size);
   if (size < 24) damaged("it ends early");
   if (std::memcmp(data, kProgramMagic, 8)) damaged("it does not begin as a program does");

@@ -30,24 +30,34 @@ struct Poly {
 
   bool is_constant() const { return steps.size() == 1 && steps[0].op == kPushConst; }
   // Throws Error(kMemory) on overflow and Error(kShape) on division by a size of zero.
-  int64_t evaluate(const std::vector<int64_t>& symbols) const;
+  int64_t evaluate(const std::vector<int64_t> &symbols) const;
 };
 
 using PolyId = uint32_t;  // index into Program::polys
 
 enum DTypeCode : uint8_t {
-  kF64, kF32, kF16, kBF16, kI64, kI32, kI16, kI8, kU8, kBool, kDTypeCount
+  kF64,
+  kF32,
+  kF16,
+  kBF16,
+  kI64,
+  kI32,
+  kI16,
+  kI8,
+  kU8,
+  kBool,
+  kDTypeCount
 };
 struct DTypeInfo {
-  const char* name;
-  const char* numpy;
+  const char *name;
+  const char *numpy;
   uint8_t itemsize;
-  const char* format;  // of the buffer protocol; nullptr: it has none
+  const char *format;  // of the buffer protocol; nullptr: it has none
   uint8_t dlpack_code;
 };
 extern const DTypeInfo kDTypes[kDTypeCount];
 // The code of the dtype called `name`; throws Error(kDType).
-uint8_t dtype_code(const std::string& name);
+uint8_t dtype_code(const std::string &name);
 
 struct TypeRecord {
   uint8_t dtype = 0;
@@ -128,7 +138,7 @@ struct Program {
 };
 
 // Reads and checks an encoded program; throws Error(kPackage).
-Program read_program(const uint8_t* data, size_t size);
+Program read_program(const uint8_t *data, size_t size);
 
 }  // namespace nir
 

@@ -15,13 +15,13 @@ namespace {
 
 constexpr int64_t kMaxBytes = int64_t{1} << 46;
 
-int64_t size_of(const TensorRef& t) {
+int64_t size_of(const TensorRef &t) {
   int64_t n = 1;
   for (uint8_t i = 0; i < t.rank; ++i) n = checked_mul(n, t.shape[i]);
   return n;
 }
 
-void set_shape(TensorRef* t, const py::sequence& shape) {
+void set_shape(TensorRef *t, const py::sequence &shape) {
   if (shape.size() > kMaxRank)
     throw Error(ErrorKind::kShape, "a tensor of rank " + std::to_string(shape.size()) +
                                        "; the limit is " + std::to_string(kMaxRank));
@@ -33,9 +33,9 @@ void set_shape(TensorRef* t, const py::sequence& shape) {
   }
 }
 
-int64_t bytes_of(const TensorRef& t) { return checked_mul(size_of(t), kDTypes[t.dtype].itemsize); }
+int64_t bytes_of(const TensorRef &t) { return checked_mul(size_of(t), kDTypes[t.dtype].itemsize); }
 
-int64_t checked_bytes(const TensorRef& t, const py::object& given) {
+int64_t checked_bytes(const TensorRef &t, const py::object &given) {
   const int64_t n = given.is_none() ? bytes_of(t) : given.cast<int64_t>();
   if (n < 0 || n > kMaxBytes)
     throw Error(ErrorKind::kMemory, "cannot allocate " + std::to_string(n) + " bytes");
@@ -45,8 +45,8 @@ int64_t checked_bytes(const TensorRef& t, const py::object& given) {
   return n;
 }
 
-std::unique_ptr<Storage> empty(const std::string& dtype, const py::sequence& shape,
-                               const std::string& layout, const py::object& nbytes) {
+std::unique_ptr<Storage> empty(const std::string &dtype, const py::sequence &shape,
+                               const std::string &layout, const py::object &nbytes) {
   auto s = std::make_unique<Storage>();
   s->tensor.dtype = dtype_code(dtype);
   s->tensor.layout = layout;
@@ -56,30 +56,30 @@ std::unique_ptr<Storage> empty(const std::string& dtype, const py::sequence& sha
   return s;
 }
 
-void drop_object(void* owner) {
+void drop_object(void *owner) {
   // A run may end on a thread without the interpreter's lock.
   if (!Py_IsInitialized()) return;
   py::gil_scoped_acquire gil;
-  Py_DECREF(static_cast<PyObject*>(owner));
+  Py_DECREF(static_cast<PyObject *>(owner));
 }
 
-std::unique_ptr<Storage> wrap(uintptr_t address, const std::string& dtype, const py::sequence& shape,
-                              const py::object& owner, bool readonly, const std::string& layout,
-                              const py::object& nbytes) {
+std::unique_ptr<Storage> wrap(uintptr_t address, const std::string &dtype,
+                              const py::sequence &shape, const py::object &owner, bool readonly,
+                              const std::string &layout, const py::object &nbytes) {
   auto s = std::make_unique<Storage>();
   s->tensor.dtype = dtype_code(dtype);
   s->tensor.layout = layout;
   set_shape(&s->tensor, shape);
   const int64_t bytes = checked_bytes(s->tensor, nbytes);
-  s->tensor.data = reinterpret_cast<uint8_t*>(address);
-  s->tensor.block = foreign_block(s->tensor.data, static_cast<size_t>(bytes), drop_object,
-                                  owner.inc_ref().ptr());
+  s->tensor.data = reinterpret_cast<uint8_t *>(address);
+  s->tensor.block =
+      foreign_block(s->tensor.data, static_cast<size_t>(bytes), drop_object, owner.inc_ref().ptr());
   s->readonly = readonly;
   return s;
 }
 
 // Another Storage on the same block.
-std::unique_ptr<Storage> view(const Storage& s, const py::object& shape) {
+std::unique_ptr<Storage> view(const Storage &s, const py::object &shape) {
   auto out = std::make_unique<Storage>();
   out->tensor = s.live();
   out->readonly = s.readonly;
@@ -92,7 +92,7 @@ std::unique_ptr<Storage> view(const Storage& s, const py::object& shape) {
   return out;
 }
 
-py::tuple shape_tuple(const TensorRef& t) {
+py::tuple shape_tuple(const TensorRef &t) {
   py::tuple out(t.rank);
   for (uint8_t i = 0; i < t.rank; ++i) out[i] = py::int_(t.shape[i]);
   return out;
@@ -104,7 +104,8 @@ py::dtype numpy_dtype(uint8_t code) {
   return py::dtype(std::string(kDTypes[code].numpy));
 }
 
-py::array to_numpy(const Storage& s, const py::object& dtype, const py::object& shape, bool writable) {
+py::array to_numpy(const Storage &s, const py::object &dtype, const py::object &shape,
+                   bool writable) {
   TensorRef t = s.live();
   if (!t.layout.empty())
     throw Error(ErrorKind::kUnsupported, describe(t) + " has a packed layout; numpy has none");
@@ -116,8 +117,8 @@ py::array to_numpy(const Storage& s, const py::object& dtype, const py::object& 
   const py::dtype type = dtype.is_none() ? numpy_dtype(t.dtype) : py::dtype::from_args(dtype);
   if (type.itemsize() != kDTypes[t.dtype].itemsize)
     throw Error(ErrorKind::kDType, "a numpy dtype of another size than " + describe(t));
-  auto* held = new BlockRef(t.block);
-  py::capsule base(held, [](void* p) { delete static_cast<BlockRef*>(p); });
+  auto *held = new BlockRef(t.block);
+  py::capsule base(held, [](void *p) { delete static_cast<BlockRef *>(p); });
   std::vector<ssize_t> sizes(t.shape.begin(), t.shape.begin() + t.rank);
   py::array out(type, sizes, t.data, base);
   if (s.readonly || !writable)
@@ -125,20 +126,21 @@ py::array to_numpy(const Storage& s, const py::object& dtype, const py::object& 
   return out;
 }
 
-std::unique_ptr<Storage> from_numpy(const py::object& given, bool copy) {
+std::unique_ptr<Storage> from_numpy(const py::object &given, bool copy) {
   py::array a = py::array::ensure(given, py::array::c_style);
   if (!a) throw py::error_already_set();
   const auto name = a.dtype().attr("name").cast<std::string>();
   auto s = std::make_unique<Storage>();
-  TensorRef& t = s->tensor;
+  TensorRef &t = s->tensor;
   t.dtype = kDTypeCount;
   for (uint8_t k = 0; k < kDTypeCount; ++k)
     if (name == kDTypes[k].numpy) t.dtype = k;
   if (t.dtype == kDTypeCount || !a.dtype().attr("isnative").cast<bool>())
-    throw Error(ErrorKind::kDType, "no nir dtype for numpy's " + py::str(a.dtype()).cast<std::string>());
+    throw Error(ErrorKind::kDType,
+                "no nir dtype for numpy's " + py::str(a.dtype()).cast<std::string>());
   set_shape(&t, a.attr("shape"));
   const auto bytes = static_cast<size_t>(a.nbytes());
-  auto* data = static_cast<uint8_t*>(const_cast<void*>(a.data()));
+  auto *data = static_cast<uint8_t *>(const_cast<void *>(a.data()));
   if (copy) {
     t.block = acquire_block(bytes);
     t.data = t.block->data;
@@ -151,7 +153,8 @@ std::unique_ptr<Storage> from_numpy(const py::object& given, bool copy) {
   return s;
 }
 
-// ---- the buffer protocol -------------------------------------------------------------------------
+// ---- the buffer protocol
+// -------------------------------------------------------------------------
 
 struct BufferExport {
   BlockRef block;
@@ -159,12 +162,12 @@ struct BufferExport {
   Py_ssize_t strides[kMaxRank];
 };
 
-int get_buffer(PyObject* self, Py_buffer* out, int flags) {
+int get_buffer(PyObject *self, Py_buffer *out, int flags) {
   out->obj = nullptr;
   try {
-    const auto& s = py::cast<const Storage&>(py::handle(self));
-    const TensorRef& t = s.live();
-    const DTypeInfo& info = kDTypes[t.dtype];
+    const auto &s = py::cast<const Storage &>(py::handle(self));
+    const TensorRef &t = s.live();
+    const DTypeInfo &info = kDTypes[t.dtype];
     if (!t.layout.empty() || !info.format) {
       PyErr_Format(PyExc_BufferError, "%s has no form in the buffer protocol", describe(t).c_str());
       return -1;
@@ -186,24 +189,25 @@ int get_buffer(PyObject* self, Py_buffer* out, int flags) {
     out->len = bytes_of(t);
     out->readonly = s.readonly;
     out->itemsize = info.itemsize;
-    out->format = (flags & PyBUF_FORMAT) ? const_cast<char*>(info.format) : nullptr;
+    out->format = (flags & PyBUF_FORMAT) ? const_cast<char *>(info.format) : nullptr;
     out->ndim = (flags & PyBUF_ND) ? t.rank : 1;
     out->shape = (flags & PyBUF_ND) ? held->shape : nullptr;
     out->strides = (flags & PyBUF_STRIDES) == PyBUF_STRIDES ? held->strides : nullptr;
     out->internal = held.release();
     out->obj = py::handle(self).inc_ref().ptr();
     return 0;
-  } catch (const std::exception& e) {
+  } catch (const std::exception &e) {
     PyErr_SetString(PyExc_BufferError, e.what());
     return -1;
   }
 }
 
-void release_buffer(PyObject*, Py_buffer* view) {
-  delete static_cast<BufferExport*>(view->internal);
+void release_buffer(PyObject *, Py_buffer *view) {
+  delete static_cast<BufferExport *>(view->internal);
 }
 
-// ---- DLPack --------------------------------------------------------------------------------------
+// ---- DLPack
+// --------------------------------------------------------------------------------------
 
 struct DlpackExport {
   BlockRef block;
@@ -217,21 +221,21 @@ struct DlpackExport {
 };
 
 template <class Managed>
-void delete_export(Managed* managed) {
-  delete static_cast<DlpackExport*>(managed->manager_ctx);
+void delete_export(Managed *managed) {
+  delete static_cast<DlpackExport *>(managed->manager_ctx);
 }
 
 template <class Managed>
-void drop_capsule(PyObject* capsule, const char* name) {
+void drop_capsule(PyObject *capsule, const char *name) {
   // A consumer renames the capsule that it takes over; this one was not taken.
   if (!PyCapsule_IsValid(capsule, name)) return;
-  auto* managed = static_cast<Managed*>(PyCapsule_GetPointer(capsule, name));
+  auto *managed = static_cast<Managed *>(PyCapsule_GetPointer(capsule, name));
   managed->deleter(managed);
 }
 
-py::object to_dlpack(const Storage& s, const py::object& stream, const py::object& max_version,
-                     const py::object& device, const py::object& copy) {
-  const TensorRef& t = s.live();
+py::object to_dlpack(const Storage &s, const py::object &stream, const py::object &max_version,
+                     const py::object &device, const py::object &copy) {
+  const TensorRef &t = s.live();
   if (!stream.is_none()) throw py::buffer_error("a CPU tensor takes no stream");
   if (!t.layout.empty()) throw py::buffer_error("a packed layout has no form in DLPack");
   if (!device.is_none() && device.cast<std::pair<int, int>>() != std::make_pair(1, 0))
@@ -249,7 +253,7 @@ py::object to_dlpack(const Storage& s, const py::object& stream, const py::objec
     e->strides[i] = stride;
     stride *= t.shape[i];
   }
-  const DTypeInfo& info = kDTypes[t.dtype];
+  const DTypeInfo &info = kDTypes[t.dtype];
   DLTensor tensor{};
   tensor.data = t.data;
   tensor.device = {1, 0};
@@ -257,17 +261,20 @@ py::object to_dlpack(const Storage& s, const py::object& stream, const py::objec
   tensor.dtype = {info.dlpack_code, static_cast<uint8_t>(info.itemsize * 8), 1};
   tensor.shape = e->shape;
   tensor.strides = e->strides;
-  PyObject* capsule;
+  PyObject *capsule;
   if (versioned) {
-    e->versioned = {{1, 0}, e.get(), delete_export<DLManagedTensorVersioned>,
-                    s.readonly ? kDLPackReadOnly : 0, tensor};
-    capsule = PyCapsule_New(&e->versioned, "dltensor_versioned", [](PyObject* c) {
+    e->versioned = {{1, 0},
+                    e.get(),
+                    delete_export<DLManagedTensorVersioned>,
+                    s.readonly ? kDLPackReadOnly : 0,
+                    tensor};
+    capsule = PyCapsule_New(&e->versioned, "dltensor_versioned", [](PyObject *c) {
       drop_capsule<DLManagedTensorVersioned>(c, "dltensor_versioned");
     });
   } else {
     e->plain = {tensor, e.get(), delete_export<DLManagedTensor>};
     capsule = PyCapsule_New(&e->plain, "dltensor",
-                            [](PyObject* c) { drop_capsule<DLManagedTensor>(c, "dltensor"); });
+                            [](PyObject *c) { drop_capsule<DLManagedTensor>(c, "dltensor"); });
   }
   if (!capsule) throw py::error_already_set();
   e.release();
@@ -275,23 +282,24 @@ py::object to_dlpack(const Storage& s, const py::object& stream, const py::objec
 }
 
 template <class Managed>
-void release_managed(void* managed) {
+void release_managed(void *managed) {
   if (!Py_IsInitialized()) return;
   py::gil_scoped_acquire gil;  // producers written in Python expect it
-  auto* m = static_cast<Managed*>(managed);
+  auto *m = static_cast<Managed *>(managed);
   if (m->deleter) m->deleter(m);
 }
 
 template <class Managed>
-std::unique_ptr<Storage> adopt(PyObject* capsule, const char* name, const char* used, bool readonly) {
-  auto* managed = static_cast<Managed*>(PyCapsule_GetPointer(capsule, name));
+std::unique_ptr<Storage> adopt(PyObject *capsule, const char *name, const char *used,
+                               bool readonly) {
+  auto *managed = static_cast<Managed *>(PyCapsule_GetPointer(capsule, name));
   if (!managed) throw py::error_already_set();
-  const DLTensor& d = managed->dl_tensor;
-  const auto refuse = [](const std::string& why) { throw py::buffer_error("DLPack: " + why); };
+  const DLTensor &d = managed->dl_tensor;
+  const auto refuse = [](const std::string &why) { throw py::buffer_error("DLPack: " + why); };
   if (d.device.type != 1) refuse("expected a tensor in the CPU's memory");
   if (d.ndim < 0 || d.ndim > static_cast<int>(kMaxRank)) refuse("its rank is above 16");
   auto s = std::make_unique<Storage>();
-  TensorRef& t = s->tensor;
+  TensorRef &t = s->tensor;
   t.dtype = kDTypeCount;
   for (uint8_t k = 0; k < kDTypeCount; ++k)
     if (kDTypes[k].dlpack_code == d.dtype.code && kDTypes[k].itemsize * 8 == d.dtype.bits &&
@@ -307,16 +315,17 @@ std::unique_ptr<Storage> adopt(PyObject* capsule, const char* name, const char* 
     stride *= d.shape[i];
   }
   if (!dense && stride != 0) refuse("expected a dense row-major tensor");
-  t.data = static_cast<uint8_t*>(d.data) + d.byte_offset;
+  t.data = static_cast<uint8_t *>(d.data) + d.byte_offset;
   s->readonly = readonly;
-  t.block = foreign_block(t.data, static_cast<size_t>(bytes_of(t)), release_managed<Managed>, managed);
+  t.block =
+      foreign_block(t.data, static_cast<size_t>(bytes_of(t)), release_managed<Managed>, managed);
   PyCapsule_SetName(capsule, used);
   return s;
 }
 
-std::unique_ptr<Storage> from_dlpack(const py::capsule& capsule) {
+std::unique_ptr<Storage> from_dlpack(const py::capsule &capsule) {
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
-    auto* m = static_cast<DLManagedTensorVersioned*>(
+    auto *m = static_cast<DLManagedTensorVersioned *>(
         PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
     if (m->version.major != 1) throw py::buffer_error("DLPack: expected version 1");
     return adopt<DLManagedTensorVersioned>(capsule.ptr(), "dltensor_versioned",
@@ -327,7 +336,7 @@ std::unique_ptr<Storage> from_dlpack(const py::capsule& capsule) {
 
 }  // namespace
 
-const TensorRef& Storage::live() const {
+const TensorRef &Storage::live() const {
   if (!tensor.block)
     throw Error(ErrorKind::kStale, describe(tensor) + ": its buffer was donated to a run");
   return tensor;
@@ -335,8 +344,8 @@ const TensorRef& Storage::live() const {
 
 int64_t Storage::elements() const { return size_of(tensor); }
 
-void bind_storage(py::module_& m) {
-  py::class_<Storage>(m, "Storage", py::custom_type_setup([](PyHeapTypeObject* heap) {
+void bind_storage(py::module_ &m) {
+  py::class_<Storage>(m, "Storage", py::custom_type_setup([](PyHeapTypeObject *heap) {
                         heap->as_buffer.bf_getbuffer = get_buffer;
                         heap->as_buffer.bf_releasebuffer = release_buffer;
                         heap->ht_type.tp_as_buffer = &heap->as_buffer;
@@ -357,44 +366,47 @@ void bind_storage(py::module_& m) {
                   "The elements of an array; without a copy the array's own memory where it is "
                   "dense, which no run overwrites.")
       .def("numpy", &to_numpy, py::arg("dtype") = py::none(), py::arg("shape") = py::none(),
-           py::arg("writable") = true,
-           "A numpy array on the same memory; it counts as a view.")
-      .def("__array__",
-           [](const Storage& s, const py::object& dtype, const py::object& copy) {
-             py::array out = to_numpy(s, py::none(), py::none(), true);
-             if (!dtype.is_none() && !out.dtype().is(py::dtype::from_args(dtype))) {
-               if (!copy.is_none() && !copy.cast<bool>())
-                 throw py::value_error("another dtype needs a copy");
-               return py::array(out.attr("astype")(dtype));
-             }
-             const bool wanted = !copy.is_none() && copy.cast<bool>();
-             return wanted ? py::array(out.attr("copy")()) : out;
-           },
-           py::arg("dtype") = py::none(), py::arg("copy") = py::none())
-      .def("drop", [](Storage& s) { s.tensor.block.reset(); },
-           "Gives the memory up; the Storage is stale afterwards.")
+           py::arg("writable") = true, "A numpy array on the same memory; it counts as a view.")
+      .def(
+          "__array__",
+          [](const Storage &s, const py::object &dtype, const py::object &copy) {
+            py::array out = to_numpy(s, py::none(), py::none(), true);
+            if (!dtype.is_none() && !out.dtype().is(py::dtype::from_args(dtype))) {
+              if (!copy.is_none() && !copy.cast<bool>())
+                throw py::value_error("another dtype needs a copy");
+              return py::array(out.attr("astype")(dtype));
+            }
+            const bool wanted = !copy.is_none() && copy.cast<bool>();
+            return wanted ? py::array(out.attr("copy")()) : out;
+          },
+          py::arg("dtype") = py::none(), py::arg("copy") = py::none())
+      .def(
+          "drop", [](Storage &s) { s.tensor.block.reset(); },
+          "Gives the memory up; the Storage is stale afterwards.")
       .def("__dlpack__", &to_dlpack, py::kw_only(), py::arg("stream") = py::none(),
            py::arg("max_version") = py::none(), py::arg("dl_device") = py::none(),
            py::arg("copy") = py::none())
-      .def("__dlpack_device__", [](const Storage&) { return std::make_pair(1, 0); })
-      .def("__repr__", [](const Storage& s) {
-        return "Storage(" + describe(s.tensor) + (s.tensor.block ? ")" : ", stale)");
-      })
-      .def_property_readonly("dtype", [](const Storage& s) { return kDTypes[s.tensor.dtype].name; })
-      .def_property_readonly("shape", [](const Storage& s) { return shape_tuple(s.tensor); })
-      .def_property_readonly("layout", [](const Storage& s) { return s.tensor.layout; })
-      .def_property_readonly("readonly", [](const Storage& s) { return s.readonly; })
-      .def_property_readonly("nbytes", [](const Storage& s) {
-        return s.tensor.layout.empty() ? bytes_of(s.tensor)
-                                       : static_cast<int64_t>(s.live().block->capacity);
-      })
-      .def_property_readonly("address", [](const Storage& s) {
-        return reinterpret_cast<uintptr_t>(s.live().data);
-      })
-      .def_property_readonly("stale", [](const Storage& s) { return !s.tensor.block; })
-      .def_property_readonly("views", [](const Storage& s) {
-        return s.live().block->refs.load() - 1;
-      }, "Views of the memory besides this Storage.");
+      .def("__dlpack_device__", [](const Storage &) { return std::make_pair(1, 0); })
+      .def("__repr__",
+           [](const Storage &s) {
+             return "Storage(" + describe(s.tensor) + (s.tensor.block ? ")" : ", stale)");
+           })
+      .def_property_readonly("dtype", [](const Storage &s) { return kDTypes[s.tensor.dtype].name; })
+      .def_property_readonly("shape", [](const Storage &s) { return shape_tuple(s.tensor); })
+      .def_property_readonly("layout", [](const Storage &s) { return s.tensor.layout; })
+      .def_property_readonly("readonly", [](const Storage &s) { return s.readonly; })
+      .def_property_readonly("nbytes",
+                             [](const Storage &s) {
+                               return s.tensor.layout.empty()
+                                          ? bytes_of(s.tensor)
+                                          : static_cast<int64_t>(s.live().block->capacity);
+                             })
+      .def_property_readonly(
+          "address", [](const Storage &s) { return reinterpret_cast<uintptr_t>(s.live().data); })
+      .def_property_readonly("stale", [](const Storage &s) { return !s.tensor.block; })
+      .def_property_readonly(
+          "views", [](const Storage &s) { return s.live().block->refs.load() - 1; },
+          "Views of the memory besides this Storage.");
 }
 
 }  // namespace nir

@@ -15,11 +15,11 @@ struct Storage {
   bool readonly = false;
 
   // The tensor; throws Error(kStale) after a donation.
-  const TensorRef& live() const;
+  const TensorRef &live() const;
   int64_t elements() const;
 };
 
-void bind_storage(pybind11::module_& m);
+void bind_storage(pybind11::module_ &m);
 
 }  // namespace nir
 

@@ -36,14 +36,14 @@ void pause_cpu() {
 #endif
 }
 
-void futex_wait(std::atomic<uint32_t>* word, uint32_t expected) {
-  syscall(SYS_futex, reinterpret_cast<uint32_t*>(word), FUTEX_WAIT_PRIVATE, expected, nullptr,
+void futex_wait(std::atomic<uint32_t> *word, uint32_t expected) {
+  syscall(SYS_futex, reinterpret_cast<uint32_t *>(word), FUTEX_WAIT_PRIVATE, expected, nullptr,
           nullptr, 0);
 }
 
-void futex_wake(std::atomic<uint32_t>* word, int count) {
-  syscall(SYS_futex, reinterpret_cast<uint32_t*>(word), FUTEX_WAKE_PRIVATE, count, nullptr, nullptr,
-          0);
+void futex_wake(std::atomic<uint32_t> *word, int count) {
+  syscall(SYS_futex, reinterpret_cast<uint32_t *>(word), FUTEX_WAKE_PRIVATE, count, nullptr,
+          nullptr, 0);
 }
 
 // Spins until `ready` or for kSpin; says whether it is ready.
@@ -80,9 +80,9 @@ void pin(pthread_t thread, int cpu) {
 }
 
 int wanted_threads() {
-  const char* text = std::getenv("NIR_NUM_THREADS");
+  const char *text = std::getenv("NIR_NUM_THREADS");
   if (!text || !*text) return static_cast<int>(affinity().size());
-  char* end = nullptr;
+  char *end = nullptr;
   errno = 0;
   const long n = std::strtol(text, &end, 10);
   if (errno || *end || n < 1 || n > kMaxThreads)
@@ -116,10 +116,10 @@ FlushDenormals::~FlushDenormals() { suspend(); }
 void FlushDenormals::suspend() const { set_float_mode(saved_); }
 void FlushDenormals::resume() const { set_float_mode(saved_ | kFlush); }
 
-ThreadPool& ThreadPool::instance() {
+ThreadPool &ThreadPool::instance() {
   // Never destroyed: workers may outlive static destructors.
-  static ThreadPool* pool = [] {
-    auto* made = new ThreadPool;
+  static ThreadPool *pool = [] {
+    auto *made = new ThreadPool;
     pthread_atfork(nullptr, nullptr, child_after_fork);
     return made;
   }();
@@ -128,7 +128,7 @@ ThreadPool& ThreadPool::instance() {
 
 // Only the forking thread lives on in a child: the pool begins anew there, with the same size.
 void ThreadPool::child_after_fork() {
-  ThreadPool& pool = instance();
+  ThreadPool &pool = instance();
   const int size = pool.size_.load();
   new (&pool) ThreadPool;  // the workers' records are leaked: their threads do not exist here
   pool.size_.store(size);
@@ -168,7 +168,7 @@ void ThreadPool::start() {
   pthread_sigmask(SIG_SETMASK, &all, &old);
   size_t next = 0;
   int made = 0;
-  for (Worker& w : workers_) {
+  for (Worker &w : workers_) {
     w.index = made + 1;
     if (pinned_) {
       while (cpus[next] == free_cpu_) ++next;
@@ -189,7 +189,7 @@ void ThreadPool::stop() {
   stopping_.store(true);
   signal_.fetch_add(1);
   futex_wake(&signal_, INT_MAX);
-  for (Worker& w : workers_) pthread_join(w.thread, nullptr);
+  for (Worker &w : workers_) pthread_join(w.thread, nullptr);
   workers_.clear();
   stopping_.store(false);
   started_ = false;
@@ -200,7 +200,7 @@ void ThreadPool::stop() {
 void ThreadPool::make_room_for_caller() {
   const int cpu = sched_getcpu();
   if (!pinned_ || cpu == free_cpu_) return;
-  for (Worker& w : workers_) {
+  for (Worker &w : workers_) {
     if (w.cpu != cpu) continue;
     w.cpu = free_cpu_;
     free_cpu_ = cpu;
@@ -209,7 +209,7 @@ void ThreadPool::make_room_for_caller() {
   }
 }
 
-void ThreadPool::run(Task task, void* arg) {
+void ThreadPool::run(Task task, void *arg) {
   if (size() == 1 || busy_.exchange(true, std::memory_order_acquire)) {
     task(arg, 0);
     return;
@@ -238,8 +238,8 @@ void ThreadPool::run(Task task, void* arg) {
   busy_.store(false, std::memory_order_release);
 }
 
-void* ThreadPool::worker_entry(void* worker) {
-  instance().worker_main(static_cast<Worker*>(worker)->index);
+void *ThreadPool::worker_entry(void *worker) {
+  instance().worker_main(static_cast<Worker *>(worker)->index);
   return nullptr;
 }
 

@@ -20,8 +20,8 @@ class FlushDenormals {
  public:
   FlushDenormals();
   ~FlushDenormals();
-  FlushDenormals(const FlushDenormals&) = delete;
-  FlushDenormals& operator=(const FlushDenormals&) = delete;
+  FlushDenormals(const FlushDenormals &) = delete;
+  FlushDenormals &operator=(const FlushDenormals &) = delete;
 
   // Functions of the host run with its own mode.
   void suspend() const;
@@ -36,18 +36,19 @@ class FlushDenormals {
 // one that a neighbour keeps off its core costs its help, never the result.
 class ThreadPool {
  public:
-  using Task = void (*)(void* arg, int thread);
+  using Task = void (*)(void *arg, int thread);
 
-  static ThreadPool& instance();
+  static ThreadPool &instance();
 
-  // Threads that a job may use, the caller included (NIR_NUM_THREADS, else the affinity set's size).
+  // Threads that a job may use, the caller included (NIR_NUM_THREADS, else the affinity set's
+  // size).
   int size();
   // Waits for the job in progress, ends the workers and lets the next job start others.
   void resize(int threads);
 
   // Calls task(arg, t) on the caller (t = 0) and on workers (0 < t < size()); returns when every
   // call has ended. Task must share out the work itself, so that one caller can do all of it.
-  void run(Task task, void* arg);
+  void run(Task task, void *arg);
 
  private:
   struct Worker {
@@ -61,7 +62,7 @@ class ThreadPool {
   void stop();
   void make_room_for_caller();
   void worker_main(int index);
-  static void* worker_entry(void* worker);
+  static void *worker_entry(void *worker);
   static void child_after_fork();
 
   std::atomic<int> size_{0};  // 0: not yet known
@@ -72,7 +73,7 @@ class ThreadPool {
   std::vector<Worker> workers_;
 
   Task task_ = nullptr;
-  void* arg_ = nullptr;
+  void *arg_ = nullptr;
   // Generation in the high bits, then "open", then how many workers entered.
   std::atomic<uint64_t> gate_{0};
   std::atomic<uint32_t> left_{0};
