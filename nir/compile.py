@@ -55,8 +55,7 @@ def compile_graph(graph: Graph, target: str | Target = "cpu") -> Executable | In
     parts = program_parts(graph, machine)
     if parts is None:
         return _compile(graph, machine, start)
-    locations, places = _locations(graph)
-    parts["places"] = places
+    locations, _ = _locations(graph)
     cache = object_cache()
     found = cache.lookup(parts)
     if found is not None:
@@ -96,16 +95,23 @@ def _compile(graph: Graph, machine: Target, start: float) -> Executable:
 
 
 def program_parts(graph: Graph, target: Target) -> dict[str, str] | None:
-    """What a compiled program depends on but for lines; None where it has to be compiled here.
+    """What a compiled program depends on; None where it has to be compiled in this process.
 
-    `ObjectCache.why` says which of these differs from the programs that are there.
+    "places" says which ops share lines, not which lines those are. `ObjectCache.why` says which of these differs from the programs that are there.
     """
     own_table = target.kernels is not cpu.KERNELS or target.epilogues is not cpu.EPILOGUES
     if own_table or flags.verify() or flags.dump_dir() is not None or _has_functions(graph):
         return None
     machine = f"{target.name} {target.isa} {target.threads} {target.numerics}"
     names = "\n".join((graph.name, *graph.input_names))
-    return {"graph": graph.key, "names": names, "target": machine, "version": _version()}
+    _, places = _locations(graph)
+    return {
+        "graph": graph.key,
+        "names": names,
+        "places": places,
+        "target": machine,
+        "version": _version(),
+    }
 
 
 def _has_functions(graph: Graph) -> bool:

@@ -29,14 +29,20 @@ class ParamGroup(dict[str, Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         if key == "lr":
-            self.initial_lr.copy_(value)
+            self.initial_lr.copy_(self._rate(value))
             self.set_lr(value)
         else:
             super().__setitem__(key, value)
 
     def set_lr(self, value: Any) -> None:
         """Change the rate for now: what a schedule does."""
-        self["lr"].copy_(value)
+        self["lr"].copy_(self._rate(value))
+
+    def _rate(self, value: Any) -> Tensor:
+        # A stored number: nothing to compute, so nothing to compile.
+        if isinstance(value, Tensor):
+            return value
+        return Tensor(np.asarray(value, self["lr"].dtype.numpy))
 
 
 class Optimizer:
