@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -97,7 +97,8 @@ def _compile(graph: Graph, machine: Target, start: float) -> Executable:
 def program_parts(graph: Graph, target: Target) -> dict[str, str] | None:
     """What a compiled program depends on; None where it has to be compiled in this process.
 
-    "places" says which ops share lines, not which lines those are. `ObjectCache.why` says which of these differs from the programs that are there.
+    "places" says which ops share lines, not which lines those are. `ObjectCache.why` says
+    which of these differs from the programs that are there.
     """
     own_table = target.kernels is not cpu.KERNELS or target.epilogues is not cpu.EPILOGUES
     if own_table or flags.verify() or flags.dump_dir() is not None or _has_functions(graph):
@@ -150,10 +151,14 @@ def _locations(graph: Graph) -> tuple[tuple[Location, ...], str]:
 def _version() -> str:
     """Changes with every file of nir, and with numpy, which folds constants."""
     digest = hashlib.sha256(np.__version__.encode())
-    root = Path(__file__).parent
-    for path in sorted([*root.rglob("*.py"), *root.rglob("*.so")]):
-        info = path.stat()
-        digest.update(f"{path.relative_to(root)} {info.st_size} {info.st_mtime_ns}\n".encode())
+    root = os.path.dirname(__file__)
+    for folder, folders, files in os.walk(root):
+        folders.sort()
+        for name in sorted(files):
+            if name.endswith((".py", ".so")):
+                path = os.path.join(folder, name)
+                info = os.stat(path)
+                digest.update(f"{path[len(root) :]} {info.st_size} {info.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

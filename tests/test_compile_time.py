@@ -1,4 +1,4 @@
-"""What compiling costs, counted: programs and kernels come from the cache, and nothing is redone."""
+"""What compiling costs, counted: what was compiled before is found, and nothing is redone."""
 
 from __future__ import annotations
 
