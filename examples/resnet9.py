@@ -38,9 +38,10 @@ class ResNet9(nn.Module):
         self.head = nn.Sequential(
             nn.Flatten(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, classes)
         )
-        for p in self.parameters():
-            if p.ndim > 1:
-                p.mul_(INIT_SCALE)
+        with nir.no_grad():
+            for p in self.parameters():
+                if p.ndim > 1:
+                    p.mul_(INIT_SCALE)
 
     def forward(self, x: nir.Tensor) -> nir.Tensor:
         x = self.block1(self.stem(x))

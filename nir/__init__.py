@@ -10,19 +10,23 @@ from nir.errors import NirError
 from nir.frontend import data, init, nn, optim
 from nir.frontend.checkpoint import load_checkpoint, save_checkpoint
 from nir.frontend.control import cond, custom_vjp, host_call, scan
+from nir.frontend.compiled import compile
+from nir.frontend.flush import compile_count, set_default_target
 from nir.frontend.functional import (
     arange, cat, constant, exp, eye, from_dlpack, from_numpy, full, full_like, linspace, log, matmul,
-    maximum, minimum, ones, ones_like, realize, sqrt, stack, stop_gradient, tanh, tensor, where,
+    maximum, minimum, ones, ones_like, pad, realize, sqrt, stack, stop_gradient, tanh, tensor, where,
     zeros, zeros_like,
 )  # fmt: skip
-from nir.frontend.grad import grad, value_and_grad
-from nir.frontend.jit import compile, jit
-from nir.frontend.lazy import no_grad, set_default_target
+from nir.frontend.grad import grad, jacobian, value_and_grad, vjp
+from nir.frontend.jit import jit
+from nir.frontend.lazy import enable_grad, no_grad, set_grad_enabled
+from nir.frontend.pytree import register_pytree
 from nir.frontend.random import (
-    Generator, bernoulli, manual_seed, rand, randint, randn, randperm,
+    Generator, bernoulli, manual_seed, rand, rand_like, randint, randn, randn_like, randperm,
 )  # fmt: skip
+from nir.frontend.spec import spec
 from nir.frontend.tensor import Tensor
-from nir.frontend.trace import spec, trace
+from nir.frontend.trace import trace
 from nir.ir.types import bf16 as bfloat16
 from nir.ir.types import bool_
 from nir.ir.types import f16 as float16
@@ -33,7 +37,7 @@ from nir.ir.types import i16 as int16
 from nir.ir.types import i32 as int32
 from nir.ir.types import i64 as int64
 from nir.ir.types import u8 as uint8
-from nir.runtime import get_num_threads, set_num_threads
+from nir.runtime import get_num_threads, load, set_num_threads
 
 # `from nir.nn import functional` reads like PyTorch's; the modules live in the front end.
 sys.modules |= {f"{__name__}.{m.__name__.rpartition('.')[2]}": m for m in (data, init, nn, optim)}

@@ -1,6 +1,7 @@
-"""Control flow and custom gradients as functions: `scan`, `cond`, `custom_vjp`, `host_call`.
+"""Control flow and calls as ops: `cond`, `scan`, `custom_vjp`, `host_call`.
 
-Their bodies are traced into closed graphs; tensors that a body reads from outside become operands.
+The functions given to them are traced into regions. A region may read tensors from around it: they
+become operands of the op.
 """
 
 from __future__ import annotations
@@ -11,168 +12,236 @@ from dataclasses import dataclass
 from typing import Any
 
 from nir import ops
-from nir.errors import ShapeError, TraceError
-from nir.frontend import lazy
-from nir.frontend.lazy import Cell
-from nir.frontend.state import flatten, unflatten
+from nir.errors import DTypeError, ShapeError
+from nir.frontend import lazy, pytree
+from nir.frontend.lazy import Cell, Record, resolve
+from nir.frontend.spec import spec
 from nir.frontend.tensor import Tensor
-from nir.frontend.trace import Spec, spec
+from nir.frontend.trace import constant_op, refuse_captures
+from nir.ir.dim import Dim
 from nir.ir.graph import Builder, Graph
 from nir.ir.location import caller
-from nir.ir.types import TensorType
+from nir.ir.op import Op, Value
+from nir.ir.types import TensorType, bool_
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False)
 class _Region:
-    """A traced body: ``inputs`` are its own and then those of ``captures``."""
+    """A traced function before it is closed over its captures."""
 
-    records: list[lazy.Record]
+    name: str
+    trace: lazy.Trace
     inputs: list[Cell]
-    captures: list[Cell]
     outputs: list[Cell]
-    structure: Any
+    structure: pytree.Tree
 
-    def graph(self, name: str, captures: Sequence[Cell]) -> Graph:
-        """The closed graph, with ``captures`` (at least this region's) after the inputs."""
-        given = [c.value for c in (*self.inputs, *captures)]
-        inner = Graph(name, given, [r.op for r in self.records], [c.value for c in self.outputs])
-        b = Builder(name)
-        for v in given:
-            b.input(v.type)
-        return b.build(b.inline(inner, tuple(b.inputs)))
+    def __post_init__(self) -> None:
+        roots = [resolve(c) for c in self.outputs]
+        effects = [c for r in self.trace.effects for c in r.cells()]
+        self.records, self.leaves = lazy.collect([*effects, *roots], self.trace.first)
+
+    @property
+    def captures(self) -> list[Cell]:
+        """Cells from around the region that it reads."""
+        return [c for c in self.leaves if c.born < self.trace.first]
+
+    def close(self, captures: Sequence[Cell]) -> Graph:
+        """The region as a graph of its inputs and ``captures``."""
+        table: dict[Cell, Value] = {c: c.value for c in self.inputs}
+        own = [lazy.fresh(c.type) for c in captures]
+        table.update(zip(captures, own, strict=True))
+        nodes: list[Op] = [
+            constant_op(c, self.records)
+            for c in self.leaves
+            if c.symbolic is None and c.born >= self.trace.first
+        ]
+        stops: dict[Value, Value] = {}
+
+        def value(c: Cell, reader: Record | None) -> Value:
+            source = resolve(c)
+            v = table.get(source, source.value)
+            # Gradients of a region come from its graph alone, so that where the recording says
+            # that none flows has to be an op.
+            flows = c.tracks or not c.dtype.is_float or (reader is not None and not reader.tracks)
+            if flows or (source.record is None and source not in table):
+                return v
+            if v not in stops:
+                locs = reader.op.locs if reader is not None else frozenset((caller(),))
+                stops[v] = _stop_gradient(v, nodes, locs)
+            return stops[v]
+
+        for r in self.records:
+            values = {c.value: value(c, r) for c in r.args}
+            nodes.append(r.op.map_operands(values.__getitem__))
+        outputs = [value(c, None) for c in self.outputs]
+        inputs = [*(c.value for c in self.inputs), *own]
+        names = [c.symbolic or "" for c in self.inputs]
+        return Graph(
+            self.name, inputs, nodes, outputs, [*names, *(f"c{i}" for i in range(len(own)))]
+        )
 
 
-def _region(fn: Callable[..., Any], types: Sequence[TensorType], structure: Any) -> _Region:
-    first = next(lazy._ids)
-    inputs = [Cell(t) for t in types]
-    for i, c in enumerate(inputs):
-        c.symbolic = f"in{i}"
-    result = fn(*unflatten(structure, [Tensor._of(c) for c in inputs]))
-    outputs, out_structure = flatten(result)
-    roots = [t._cell for t in outputs]
-    records, leaves = lazy.walk(roots, before=first)
-    captures = [c for c in leaves if c not in inputs]
-    return _Region(records, inputs, captures, roots, out_structure)
+def _stop_gradient(v: Value, nodes: list[Op], locs: Any) -> Value:
+    """``v`` through an op whose gradient is 0; appends it to ``nodes``."""
+    fwd, bwd = Builder("same"), Builder("zero")
+    bwd.locs = locs
+    x = bwd.input(v.type, "x")
+    bwd.input(v.type, "y"), bwd.input(v.type, "ct")
+    (zero,) = bwd.emit(ops.Full(0.0, x.type.shape, x.type.dtype))
+    same = fwd.input(v.type, "x")
+    result = lazy.fresh(v.type)
+    nodes.append(
+        ops.CustomVjp((v,), fwd.build([same]), bwd.build([zero]), results=(result,), locs=locs)
+    )
+    return result
+
+
+def _region(
+    fn: Callable[..., Any], name: str, types: Sequence[TensorType], structure: pytree.Tree
+) -> _Region:
+    """Trace ``fn(*args)``, ``structure`` being that of args."""
+    with lazy.new_trace() as trace:
+        cells = []
+        for i, t in enumerate(types):
+            cell = Cell(t)
+            cell.symbolic = f"x{i}"
+            cell.tracks = lazy.grad_enabled() and t.dtype.is_float
+            cells.append(cell)
+        result = fn(*pytree.unflatten(structure, [Tensor._of(c) for c in cells]))
+        outputs, out = pytree.tensors(result)
+        return _Region(name, trace, cells, [t._cell for t in outputs], out)
+
+
+def _emit(op: Op, args: Sequence[Cell], structure: pytree.Tree) -> Any:
+    return pytree.unflatten(structure, [Tensor._of(c) for c in lazy.record(op, args)])
+
+
+def _values(cells: Sequence[Cell]) -> tuple[Value, ...]:
+    return tuple(c.value for c in cells)
 
 
 def cond(
     predicate: Tensor, then_fn: Callable[..., Any], else_fn: Callable[..., Any], *operands: Any
 ) -> Any:
-    """``then_fn(*operands)`` if ``predicate`` (bool[]) holds, else ``else_fn(*operands)``.
+    """then_fn(*operands) if ``predicate`` (a bool scalar) holds, else else_fn(*operands).
 
-    Both are traced, and return the same structure of the same types; one of them runs.
+    Both return trees of one structure, with tensors of the same types. Only the one chosen runs.
     """
-    tensors, structure = flatten(operands)
+    if not isinstance(predicate, Tensor) or predicate.type != TensorType(bool_):
+        given = predicate.type if isinstance(predicate, Tensor) else type(predicate).__name__
+        raise DTypeError(f"cond: expected a predicate bool[], got {given}", caller())
+    tensors, structure = pytree.tensors(operands)
     types = [t.type for t in tensors]
-    then, other = (_region(fn, types, structure) for fn in (then_fn, else_fn))
-    captures = list(dict.fromkeys([*then.captures, *other.captures]))
-    if then.structure != other.structure:
-        raise TraceError("cond: the branches return different structures", caller())
-    cells = [predicate._cell, *(t._cell for t in tensors), *captures]
-    op = ops.Cond(
-        predicate._cell.value,
-        tuple(c.value for c in cells[1:]),
-        then.graph("then", captures),
-        other.graph("else", captures),
-    )
-    return unflatten(then.structure, [Tensor._of(c) for c in lazy.record(op, cells)])
+    regions = [_region(fn, n, types, structure)
+               for fn, n in ((then_fn, "then"), (else_fn, "else"))]  # fmt: skip
+    if regions[0].structure != regions[1].structure:
+        raise ShapeError("cond: the two functions return different structures", caller())
+    captures = list(dict.fromkeys(c for r in regions for c in r.captures))
+    args = [*(t._cell for t in tensors), *captures]
+    op = ops.Cond(predicate._cell.value, _values(args), *(r.close(captures) for r in regions))
+    return _emit(op, [predicate._cell, *args], regions[0].structure)
 
 
 def scan(
-    fn: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any, reverse: bool = False
+    fn: Callable[[Any, Any], tuple[Any, Any]],
+    init: Any,
+    xs: Any = None,
+    length: Dim | None = None,
+    reverse: bool = False,
 ) -> tuple[Any, Any]:
-    """A loop over the leading axis of the tensors of ``xs``: ``fn(carry, x) -> (carry, y)``.
+    """(last carry, stacked ys) of ``carry, y = fn(carry, x)`` for each x along the first axis.
 
-    Returns (the last carry, the ys stacked).
+    ``init``, ``xs`` and ys are trees; with ``xs`` None, x is None and ``length`` counts. The carry
+    keeps its structure and types. ``reverse`` goes from the last x to the first.
     """
-    carried, carry_structure = flatten(init)
-    sliced, x_structure = flatten(xs)
-    if not sliced:
-        raise ShapeError("scan: expected xs with at least one tensor", caller())
-    lengths = {t.shape[0] if t.shape else None for t in sliced}
-    if len(lengths) != 1 or None in lengths:
-        raise ShapeError(
-            f"scan: expected xs of one length, got {[t.type for t in sliced]}", caller()
-        )
-    types = [t.type for t in carried] + [t.type.with_(shape=t.shape[1:]) for t in sliced]
-    n = len(carried)
-
-    def body(*tensors: Tensor) -> Any:
-        out = fn(unflatten(carry_structure, tensors[:n]), unflatten(x_structure, tensors[n:]))  # type: ignore[arg-type]
-        if not isinstance(out, tuple) or len(out) != 2:
-            raise TraceError("scan: expected fn to return (carry, y)", caller())
-        new, _ = flatten(out[0])
-        if len(new) != n:
-            raise TraceError(f"scan: expected a carry of {n} tensors, got {len(new)}", caller())
-        return out
-
-    region = _region(body, types, tuple(flatten(tuple(Tensor._of(Cell(t)) for t in types))[1]))
-    cells = [t._cell for t in (*carried, *sliced)] + region.captures
+    carries, carry_tree = pytree.tensors(init)
+    slices, x_tree = pytree.tensors(xs)
+    for t in slices:
+        if t.ndim == 0:
+            raise ShapeError(f"scan: expected xs with a first axis, got {t.type}", caller())
+    length = slices[0].shape[0] if slices and length is None else length
+    if length is None:
+        raise ShapeError("scan: expected xs or a length", caller())
+    types = [t.type for t in carries] + [t.type.with_(shape=t.shape[1:]) for t in slices]
+    shifted = _shift(x_tree, len(carries))
+    both = pytree.Node(tuple, None, (carry_tree, shifted))
+    region = _region(fn, "body", types, both)
+    match region.structure:
+        case pytree.Node(kind, None, (own, y_tree)) if kind is tuple and own == carry_tree:
+            pass
+        case _:
+            raise ShapeError(
+                "scan: expected the function to return (carry, y), the carry as it came", caller()
+            )
+    captures = region.captures
+    args = [*(t._cell for t in carries), *(t._cell for t in slices), *captures]
+    n, m = len(carries), len(slices)
     op = ops.Scan(
-        tuple(t._cell.value for t in carried),
-        tuple(t._cell.value for t in sliced),
-        tuple(c.value for c in region.captures),
-        region.graph("body", region.captures),
-        sliced[0].shape[0],
-        reverse,
-    )
-    results: tuple[Any, Any] = unflatten(
-        region.structure, [Tensor._of(c) for c in lazy.record(op, cells)]
-    )
-    return results
+        _values(args[:n]), _values(args[n : n + m]), _values(captures), region.close(captures),
+        length, reverse,
+    )  # fmt: skip
+    results = [Tensor._of(c) for c in lazy.record(op, args)]
+    return pytree.unflatten(carry_tree, results), pytree.unflatten(y_tree, results)
+
+
+def _shift(tree: pytree.Tree, by: int) -> pytree.Tree:
+    match tree:
+        case pytree.Leaf(index):
+            return pytree.Leaf(index + by)
+        case pytree.Node(kind, extra, children):
+            return pytree.Node(kind, extra, tuple(_shift(c, by) for c in children))
+        case _:
+            return tree
 
 
 def custom_vjp(fwd: Callable[..., Any], bwd: Callable[..., Any]) -> Callable[..., Any]:
     """``fwd`` with the gradient ``bwd(operands, results, cotangents) -> cotangents``.
 
-    Operands and results are tuples of tensors; a cotangent comes for each float result and one is
-    returned for each float operand.
+    Operands and results of fwd are tensors. bwd gets tuples: the operands, the results, and a
+    cotangent for each float result; it returns one for each float operand. Neither may read
+    tensors from around it. Raises ShapeError where a cotangent does not fit its operand.
     """
 
     @functools.wraps(fwd)
     def call(*operands: Any) -> Any:
-        tensors, structure = flatten(operands)
-        types = [t.type for t in tensors]
-        forward = _region(fwd, types, structure)
-        if forward.captures:
-            raise TraceError(
-                "custom_vjp: the function reads a tensor that is no argument", caller()
-            )
-        outs = [c.value.type for c in forward.outputs]
-        floats = [t for t in outs if t.dtype.is_float]
-        counts = (len(types), len(outs), len(floats))
-
-        def back(*flat: Tensor) -> Any:
-            a, b = counts[0], counts[0] + counts[1]
-            found = bwd(flat[:a], flat[a:b], flat[b:])
-            return tuple(found) if isinstance(found, (tuple, list)) else (found,)
-
-        given = [*types, *outs, *floats]
-        flat_structure = flatten(tuple(Tensor._of(Cell(t)) for t in given))[1]
-        backward = _region(back, given, flat_structure)
-        if backward.captures:
-            raise TraceError(
-                "custom_vjp: the gradient reads a tensor that is no argument", caller()
-            )
+        tensors, structure = pytree.tensors(operands)
         cells = [t._cell for t in tensors]
-        op = ops.CustomVjp(
-            tuple(c.value for c in cells), forward.graph("fwd", []), backward.graph("bwd", [])
-        )
-        return unflatten(forward.structure, [Tensor._of(c) for c in lazy.record(op, cells)])
+        forward = _closed(fwd, "fwd", [c.type for c in cells], structure)
+        results = [c.type for c in forward.outputs]
+        groups = [c.type for c in cells], results, [t for t in results if t.dtype.is_float]
+        leaves = iter(range(sum(map(len, groups))))
+        tree = pytree.Node(
+            tuple,
+            None,
+            tuple(pytree.Node(tuple, None, tuple(pytree.Leaf(next(leaves)) for _ in g))
+                  for g in groups),
+        )  # fmt: skip
+        backward = _closed(bwd, "bwd", [t for g in groups for t in g], tree)
+        op = ops.CustomVjp(_values(cells), forward.close(()), backward.close(()))
+        return _emit(op, cells, forward.structure)
 
     return call
 
 
-def host_call(fn: Callable[..., Any], specs: Any, *operands: Tensor) -> Any:
-    """``fn(*arrays)``, a Python function on numpy arrays, called once in each run.
+def _closed(
+    fn: Callable[..., Any], name: str, types: Sequence[TensorType], structure: pytree.Tree
+) -> _Region:
+    with lazy.no_grad():  # gradients of these regions are bwd's affair
+        region = _region(fn, name, types, structure)
+    refuse_captures(region.trace, region.records, region.leaves)
+    return region
 
-    ``specs`` are the types of its results ("f32[B,3]"): one, or a tuple. It has no gradient.
+
+def host_call(fn: Callable[..., Any], specs: Any, *operands: Any) -> Any:
+    """``fn(*arrays)``, a Python function of numpy arrays, called once in each run.
+
+    ``specs`` are the types of its results: "f32[B,3]", or a tuple of these for several. It has no
+    gradient (see `custom_vjp`), and a program that holds one cannot be exported.
     """
-    several = isinstance(specs, (tuple, list))
-    types = tuple(
-        (s if isinstance(s, Spec) else spec(s)).type for s in (specs if several else (specs,))
-    )
-    cells = [t._cell for t in operands]
-    op = ops.HostCall(tuple(c.value for c in cells), fn, types)
-    results = tuple(Tensor._of(c) for c in lazy.record(op, cells))
-    return results if several else results[0]
+    several = isinstance(specs, list | tuple)
+    types = tuple(spec(t).type for t in (specs if several else [specs]))
+    tensors, _ = pytree.tensors(list(operands))
+    cells = [t._cell for t in tensors]
+    leaves: tuple[pytree.Tree, ...] = tuple(map(pytree.Leaf, range(len(types))))
+    structure = pytree.Node(tuple, None, leaves) if several else leaves[0]
+    return _emit(ops.HostCall(_values(cells), fn, types), cells, structure)

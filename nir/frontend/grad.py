@@ -1,15 +1,18 @@
-"""Derivatives of functions: `grad`, `value_and_grad`; the walk is nir.ops.vjp's."""
+"""Derivatives of functions: `grad`, `value_and_grad`, `vjp`, `jacobian`.
+
+They record the function on its own variables and walk back, so they work eagerly, inside traced
+functions and inside each other, to any order.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from nir import ops
-from nir.errors import NotDifferentiable
-from nir.frontend import lazy
-from nir.frontend.gradients import gradients
-from nir.frontend.state import flatten, unflatten
+from nir.errors import DTypeError, NotDifferentiable, ShapeError
+from nir.frontend import autograd, emit, lazy, pytree
+from nir.frontend.functional import stack, zeros
+from nir.frontend.lazy import Cell
 from nir.frontend.tensor import Tensor
 from nir.ir.location import caller
 
@@ -19,44 +22,26 @@ def value_and_grad(
 ) -> Callable[..., Any]:
     """A function that returns (value, gradients) of the scalar function ``fn``.
 
-    ``argnums`` says by which positional arguments (trees of tensors); with ``has_aux`` fn returns
-    (scalar, anything) and so does the value.
+    ``argnums`` says by which positional arguments, trees of float tensors; the gradients are such
+    trees. With ``has_aux`` fn returns (scalar, anything), and that is the value. Raises ShapeError
+    if the result is no scalar, NotDifferentiable where there is no derivative.
     """
+    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
     def derived(*args: Any, **kwargs: Any) -> Any:
-        numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-        before = lazy.grad_enabled()
-        lazy._state.grad = True
-        try:
-            trees = []
-            given = list(args)
-            for n in numbers:
-                tensors, structure = flatten(args[n])
-                for t in tensors:
-                    if not t.dtype.is_float:
-                        raise NotDifferentiable(
-                            f"grad: expected argument {n} of a float dtype, got {t.type}", caller()
-                        )
-                own = [_variable(t) for t in tensors]
-                given[n] = unflatten(structure, own)
-                trees.append((own, structure))
+        with lazy.enable_grad():
+            given, variables, trees = _variables(args, numbers)
             result = fn(*given, **kwargs)
             value = result[0] if has_aux else result
-            if not isinstance(value, Tensor) or value.shape != ():
-                shown = value.type if isinstance(value, Tensor) else type(value).__name__
-                raise NotDifferentiable(
-                    f"grad: expected a function to a scalar, got {shown}", caller()
-                )
-            wrt = [t._cell for own, _ in trees for t in own]
-            found = gradients(value._cell, wrt) if value._cell.tracks else [None] * len(wrt)
-        finally:
-            lazy._state.grad = before
-        flat = iter(found)
-        out = []
-        for own, structure in trees:
-            cells = [(t, next(flat)) for t in own]
-            grads = [_zeros(t) if c is None else Tensor._of(c) for t, c in cells]
-            out.append(unflatten(structure, grads))
+            _check_value(value)
+            grads, create_graph = _backward(value._cell, variables, None)
+        out = [
+            pytree.unflatten(tree, [Tensor._of(next(flat)) for _ in range(count)])
+            for flat in (iter(grads),)
+            for tree, count in trees
+        ]
+        if not create_graph:
+            result = pytree.map_tensors(Tensor.detach, result)
         return result, (out[0] if isinstance(argnums, int) else tuple(out))
 
     return derived
@@ -79,11 +64,90 @@ def grad(
     return derived
 
 
-def _variable(t: Tensor) -> Tensor:
-    """``t`` as a value of its own that gradients end at; what t came from stays behind it."""
-    (cell,) = lazy.record(ops.Reshape(t._cell.value, t.shape), [t._cell], tracks=True)
-    return Tensor._of(cell)
+def vjp(fn: Callable[..., Any], *args: Any) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
+    """(fn(*args), a function from a cotangent of the result to cotangents of ``args``)."""
+    numbers = tuple(range(len(args)))
+    with lazy.enable_grad():
+        given, variables, trees = _variables(args, numbers)
+        result = fn(*given)
+    outputs, structure = pytree.tensors(result)
+
+    def back(cotangent: Any) -> tuple[Any, ...]:
+        seeds, own = pytree.tensors(cotangent)
+        if own != structure:
+            raise ShapeError("vjp: expected a cotangent of the result's structure", caller())
+        with lazy.enable_grad():
+            total = sum((t * s).sum() for t, s in zip(outputs, seeds, strict=True))
+            _check_value(total)
+            grads, _ = _backward(total._cell, variables, None)  # type: ignore[union-attr]
+        flat = iter(grads)
+        return tuple(
+            pytree.unflatten(tree, [Tensor._of(next(flat)) for _ in range(count)])
+            for tree, count in trees
+        )
+
+    return pytree.map_tensors(Tensor.detach, result), back
 
 
-def _zeros(t: Tensor) -> Tensor:
-    return t.detach() * 0
+def jacobian(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """d fn(x)[i..] / d x[j..], of shape [*result, *x]: one backward walk for each element."""
+
+    def derived(x: Tensor) -> Tensor:
+        with lazy.enable_grad():
+            _, (variable,), _ = _variables((x,), (0,))
+            out = fn(Tensor._of(variable))
+            flat = out.reshape(-1)
+            rows = [Tensor._of(_backward(flat[i]._cell, [variable], None)[0][0])
+                    for i in range(len(flat))]  # fmt: skip
+        shape = (*out.shape, *x.shape)
+        return stack(rows).reshape(shape) if rows else zeros(shape, dtype=x.dtype)
+
+    return derived
+
+
+def _variables(
+    args: tuple[Any, ...], numbers: tuple[int, ...]
+) -> tuple[list[Any], list[Cell], list[tuple[pytree.Tree, int]]]:
+    """(arguments with variables in the places ``numbers``, their cells, (structure, count) of each)."""
+    given, variables, trees = list(args), [], []
+    for n in numbers:
+        if not 0 <= n < len(args):
+            raise ShapeError(f"grad: argument {n} of {len(args)} positional arguments", caller())
+        tensors, structure = pytree.tensors(args[n])
+        for t in tensors:
+            if not t.dtype.is_float:
+                raise NotDifferentiable(
+                    f"grad: expected float tensors in argument {n}, got {t.type}", caller()
+                )
+        cells = [autograd.passed_on(t._cell, tracks=True) for t in tensors]
+        given[n] = pytree.unflatten(structure, [Tensor._of(c) for c in cells])
+        variables += cells
+        trees.append((structure, len(cells)))
+    return given, variables, trees
+
+
+def _check_value(value: Any) -> None:
+    if not isinstance(value, Tensor):
+        kind = type(value).__name__
+        raise DTypeError(f"grad: expected a function to a scalar tensor, got {kind}", caller())
+    if value.shape != ():
+        raise ShapeError(f"grad: expected a function to a scalar, got {value.type}", caller())
+    if not value.dtype.is_float:
+        raise NotDifferentiable(
+            f"grad: expected a function to a float scalar, got {value.type}", caller()
+        )
+
+
+def _backward(value: Cell, variables: list[Cell], seed: Cell | None) -> tuple[list[Cell], bool]:
+    """(a gradient for each variable, whether they may be differentiated in turn)."""
+    if not value.tracks:
+        return [_zeros(c) for c in variables], False
+    create_graph = autograd.reaches_others(value, variables)
+    found = autograd.gradients(value, variables, seed, create_graph)
+    return [
+        g if g is not None else _zeros(c) for c, g in zip(variables, found, strict=True)
+    ], create_graph
+
+
+def _zeros(c: Cell) -> Cell:
+    return emit.full(0, c.shape, c.dtype)

@@ -1,285 +1,381 @@
-"""`jit` and `compile`: traced functions run as compiled programs, their state written back."""
+"""`jit`: functions that are traced once, run as compiled programs, and update their state."""
 
 from __future__ import annotations
 
 import functools
-import gc
+import inspect
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nir.compile import compile_graph
-from nir.errors import StaleTensorError, TraceError
-from nir.frontend import lazy
-from nir.frontend.gradients import register_leaf
+import numpy as np
+
+from nir.errors import DeviceError, NirError, TraceError
+from nir.frontend import autograd, emit, flush, lazy, pytree
 from nir.frontend.lazy import Cell
-from nir.frontend.random import default_generator
-from nir.frontend.state import StateView, flatten, state_of, unflatten
-from nir.frontend.tensor import Tensor
-from nir.frontend.trace import Traced, argument_types, owned_state, trace_function
+from nir.frontend.spec import argument_types
+from nir.frontend.state import Snapshot, snapshot
+from nir.frontend.tensor import Tensor, mark_donated
+from nir.frontend.trace import Ref, Traced, all_state, collector_paused, trace_function
+from nir.ir.bind import bind_shapes
 from nir.ir.graph import Graph
 from nir.ir.location import caller
 from nir.ir.types import TensorType
+from nir.runtime import Storage
 
 
-@dataclass(eq=False)
-class _Entry:
-    """One compiled form of a function."""
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a trace is true for, besides the facts of the state."""
 
+    types: tuple[TensorType, ...]
+    structure: pytree.Tree
+    tracks: tuple[bool, ...]
+    slots: tuple[tuple[str, TensorType, bool], ...]
+
+    def differences(self, other: Signature) -> list[str]:
+        """What changed from this signature to the other, in words."""
+        changed = [
+            f"argument {i}: {a} -> {b}"
+            for i, (a, b) in enumerate(zip(self.types, other.types, strict=False))
+            if a != b
+        ]
+        if self.structure != other.structure:
+            changed.append(f"arguments: {shown(self.structure)} -> {shown(other.structure)}")
+        if self.tracks != other.tracks:
+            changed.append("requires_grad of an argument")
+        old, new = ({path: rest for path, *rest in s.slots} for s in (self, other))
+        changed += [
+            f"{path}: {old.get(path, ['absent'])[0]} -> {new.get(path, ['absent'])[0]}"
+            for path in {**old, **new}
+            if old.get(path) != new.get(path)
+        ]
+        return changed
+
+
+def shown(structure: pytree.Tree) -> str:
+    match structure:
+        case pytree.Leaf():
+            return "*"
+        case pytree.Static(value):
+            return repr(value)
+        case pytree.Node(kind, _, children):
+            return f"{kind.__name__}({', '.join(map(shown, children))})"
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """One trace of a function, and its program."""
+
+    signature: Signature
+    facts: Snapshot
     traced: Traced
-    executable: Any
-    guards: dict[str, Any]
-    signature: Any
+    compiled: flush.Compiled
+    rebound: frozenset[int] = frozenset()  # inputs whose buffers outputs may take over
+    types: tuple[TensorType | None, ...] = ()  # of the outputs; None where a run decides
 
     def __post_init__(self) -> None:
         graph = self.traced.graph
-        self.donated = sorted({i for i, _ in graph.donate})
-        # Types that do not depend on the run; None for the others.
-        self.types = [v.type if v.type.is_static else None for v in graph.outputs]
+        self.rebound = frozenset(i for i, _ in graph.donate)
+        self.types = tuple(t if t.is_static else None for t in graph.output_types)
 
 
 class Jitted:
-    """A function that is traced and compiled when it is first called; see `jit`.
+    """A function that is traced and compiled when it is first called; made by `jit`.
 
-    ``compiles`` counts the programs made, ``compile_seconds`` the time that took (tracing
-    included), ``why`` says what made each of them necessary.
+    ``compiles`` counts its programs, ``compile_seconds`` is the time they took, tracing included,
+    and ``why`` says for each what made it necessary.
     """
 
     def __init__(
         self,
         fn: Callable[..., Any],
-        state: Sequence[Any] = (),
+        state: Sequence[Any] | Mapping[str, Any] = (),
         specs: Sequence[Any] | None = None,
-        target: str | None = None,
+        static_argnames: Sequence[str] = (),
+        donate: Sequence[str] = (),
+        target: Any = None,
     ) -> None:
         functools.update_wrapper(self, fn)
         self.fn = fn
-        self.state = [*owned_state(fn), *state, default_generator]
-        self.specs = specs
         self.target = target
-        self.entries: list[_Entry] = []
-        self._view: StateView | None = None
-        self._spec_types: tuple[TensorType, ...] | None = None
+        self.static_argnames = frozenset(static_argnames)
+        self.donate = frozenset(donate)
         self.why: list[str] = []
         self.compiles = 0
         self.compile_seconds = 0.0
+        self._state = all_state(fn, state)
+        self._specs = None if specs is None else argument_types((tuple(specs), {}))
+        self._entries: list[Entry] = []
+        self._view: Snapshot | None = None  # what the last call found
+        self._lock = threading.RLock()
+
+    # ---- calling -------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        arguments, structure = flatten((args, kwargs))
-        view = self._view
-        if view is None or not view.holds():
-            view = self._view = StateView(self.state)
-        types = self._types(arguments)
-        signature = (
-            types, _frozen(structure), tuple(t.requires_grad for t in arguments), view.marks()
-        )  # fmt: skip
-        entry = self._find(signature, view.guards)
-        if entry is None:
-            entry = self._compile(types, structure, view, signature, arguments)
-        return self._run(entry, arguments, [t for _, t in view.tensors])
+        if lazy.tracing() is not None:
+            return self.fn(*args, **kwargs)  # part of the function being traced
+        named = self._named(args, kwargs) if self.static_argnames or self.donate else {}
+        leaves, structure = pytree.flatten(self._hide_static(args, kwargs, named))
+        arguments = [x if isinstance(x, Tensor) else borrowed(x) for x in leaves]
+        if lazy.grad_enabled() and any(t.requires_grad for t in arguments):
+            # Gradients flow to an argument: its ops have to be recorded one by one.
+            return self.fn(*args, **kwargs)
+        found = self._view
+        if found is None or not found.holds():
+            found = self._view = snapshot(self._state)
+        entry = self._entry(arguments, structure, found)
+        donated = self._donated(named) if self.donate else set()
+        return self._run(entry, arguments, found, leaves, donated)
 
-    # ---- entries -------------------------------------------------------------------------------
+    def _named(self, args: Any, kwargs: Any) -> dict[str, Any]:
+        try:
+            return inspect.signature(self.fn).bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TraceError(f"{self._name}: {error}", caller()) from None
 
-    def _types(self, arguments: list[Tensor]) -> tuple[TensorType, ...]:
-        if self.specs is None:
-            return tuple(t.type for t in arguments)
-        if self._spec_types is None:
-            self._spec_types = tuple(argument_types((tuple(self.specs), {}))[0])
-        types = self._spec_types
-        if len(types) != len(arguments):
+    def _hide_static(self, args: Any, kwargs: Any, named: dict[str, Any]) -> Any:
+        """(args, kwargs) with static arguments as values that are no trees."""
+        if not self.static_argnames:
+            return args, kwargs
+        static = {id(v) for k, v in named.items() if k in self.static_argnames}
+        return (
+            tuple(_Hidden(a) if id(a) in static else a for a in args),
+            {k: _Hidden(v) if k in self.static_argnames else v for k, v in kwargs.items()},
+        )
+
+    def _donated(self, named: dict[str, Any]) -> set[int]:
+        """ids of the Tensors in donated arguments."""
+        unknown = self.donate - named.keys()
+        if unknown:
             raise TraceError(
-                f"jit: expected {len(types)} tensor arguments (specs), got {len(arguments)}",
+                f"{self._name}: donate names {', '.join(sorted(unknown))}, which is no argument",
                 caller(),
             )
-        return types
+        trees = [v for k, v in named.items() if k in self.donate]
+        return {id(t) for t in pytree.flatten(trees)[0] if isinstance(t, Tensor)}
 
-    def _find(self, signature: Any, guards: dict[str, Any]) -> _Entry | None:
-        for e in self.entries:
-            if e.signature == signature and (e.guards is guards or e.guards == guards):
-                # The objects of this call: the next comparison is of identities.
-                e.signature, e.guards = signature, guards
-                return e
-        return None
+    @property
+    def _name(self) -> str:
+        return getattr(self.fn, "__name__", type(self.fn).__name__)
 
-    def _compile(
-        self,
-        types: tuple[TensorType, ...],
-        structure: Any,
-        view: StateView,
-        signature: Any,
-        arguments: list[Tensor],
-    ) -> _Entry:
-        self.why.append(self._reason(signature, view.guards))
+    # ---- traces --------------------------------------------------------------------------------
+
+    def _entry(self, arguments: list[Tensor], structure: pytree.Tree, found: Snapshot) -> Entry:
+        signature = Signature(
+            self._types(arguments, structure),
+            structure,
+            tuple(t.requires_grad for t in arguments),
+            found.marks(),
+        )
+        with self._lock:
+            for entry in self._entries:
+                same = entry.facts is found or entry.facts.facts == found.facts
+                if same and entry.signature == signature:
+                    entry.facts = found  # the next comparison is one of identities
+                    return entry
+            return self._compile(signature, found)
+
+    def _types(self, arguments: list[Tensor], structure: pytree.Tree) -> tuple[TensorType, ...]:
+        """The types to trace for: those of the specs, which the arguments must fit."""
+        if self._specs is None:
+            return tuple(t.type for t in arguments)
+        types, expected = self._specs
+        if structure != expected:
+            raise TraceError(
+                f"{self._name}: expected arguments {shown(expected)} (specs: "
+                f"{', '.join(map(str, types))}), got {shown(structure)}",
+                caller(),
+            )
+        names = list(pytree.paths(structure, "argument").values())
+        check_arguments(types, [t.type for t in arguments], names)
+        return tuple(types)
+
+    def _compile(self, signature: Signature, found: Snapshot) -> Entry:
+        self.why.append(self._reason(signature, found))
         start = time.perf_counter()
-        tracks = [t.requires_grad for t in arguments]
-        with _collector_paused():
-            traced = trace_function(self.fn, types, structure, view.tensors, tracks=tracks)
-            executable = compile_graph(traced.graph, self.target or lazy.default_target())
-        # The function may set plain attributes while it is traced: they count from now on.
-        entry = _Entry(traced, executable, StateView(self.state).guards, signature)
-        self.entries.append(entry)
+        with collector_paused():
+            traced = trace_function(
+                _Shown(self.fn), signature.types, signature.structure, self._state,
+                signature.tracks,
+            )  # fmt: skip
+            entry = Entry(signature, found, traced, flush.compiled(traced.graph, self.target))
+        self._entries.append(entry)
         self.compiles += 1
         self.compile_seconds += time.perf_counter() - start
         return entry
 
-    def _reason(self, signature: Any, guards: dict[str, Any]) -> str:
-        if not self.entries:
+    def _reason(self, signature: Signature, found: Snapshot) -> str:
+        """Why no trace fits: what differs from the one that is nearest."""
+        if not self._entries:
             return "first call"
-        last = self.entries[-1]
-        changed = [
-            f"{path}: {last.guards.get(path, 'absent')!r} -> {guards.get(path, 'absent')!r}"
-            for path in {**last.guards, **guards}
-            if last.guards.get(path) != guards.get(path)
-            or (path in last.guards) != (path in guards)
+        changes = [
+            [*e.signature.differences(signature), *e.facts.differences(found)]
+            for e in self._entries
         ]
-        labels = ("argument types", "static arguments", "requires_grad of arguments", "state")
-        for label, old, new in zip(labels, last.signature, signature, strict=True):
-            if old != new:
-                changed.append(f"{label}: {old} -> {new}")
-        return "; ".join(changed)
+        return "; ".join(min(changes, key=len))
 
     # ---- running -------------------------------------------------------------------------------
 
-    def _run(self, entry: _Entry, arguments: list[Tensor], state: list[Tensor]) -> Any:
-        traced = entry.traced
-        cells = [t._cell for t in arguments]
-        cells += [state[i]._cell for i in traced.state_inputs]
-        lazy.realize(cells)
-        for c in cells:
-            if c.stale is not None:
-                raise StaleTensorError(f"this tensor's buffer was donated at {c.stale}", caller())
-        outputs = entry.executable.run([c.data for c in cells], entry.donated)
-        results = [
-            Cell(known or v.type.with_(shape=tuple(out.shape)), out)
-            for known, v, out in zip(entry.types, traced.graph.outputs, outputs, strict=True)
+    def _run(
+        self, entry: Entry, arguments: list[Tensor], found: Snapshot, leaves: list[Any],
+        donated: set[int],
+    ) -> Any:  # fmt: skip
+        traced, slots = entry.traced, found.slots
+        for i in traced.missing_grads:
+            if isinstance(used := slots[i].tensor._grad, autograd.Used):
+                raise used.error()
+        tensors = [*arguments, *(slots[i].tensor for i in traced.reads)]
+        flush.realize([t._cell for t in tensors])
+        offered = [
+            i
+            for i, t in enumerate(tensors)
+            if (i in entry.rebound or id(t) in donated) and not autograd.is_shared(t)
         ]
-        # Only now that the run has succeeded is any state changed.
-        for i, cell in zip(traced.rebound, results[traced.outputs :], strict=True):
-            t = state[i]
-            tracks = t._cell.tracks
-            t._cell = cell
-            if tracks:
-                register_leaf(cell, t)
-        return unflatten(traced.structure, [Tensor._of(c) for c in results[: traced.outputs]])
+        data = [flush.store(t._cell, self._name) for t in tensors]
+        outputs = entry.compiled.run(traced.graph, data, offered)
+        # Only now that the run has succeeded does anything change.
+        where = caller()
+
+        def cell(ref: Ref) -> Cell:
+            if ref.kind == "output":
+                out = outputs[ref.index]
+                t = entry.types[ref.index]
+                return Cell(t or concrete(traced.graph.outputs[ref.index].type, out), out)
+            own = tensors[ref.index]
+            borrowed = ref.index < len(leaves) and own is not leaves[ref.index]
+            return emit.stored(own.numpy()) if borrowed else Cell(own.type, data[ref.index])
+
+        results = [Tensor._of(cell(ref)) for ref in traced.results]
+        values = [(slots[i].tensor, cell(ref)) for i, ref in traced.writes]
+        for t, new in values:
+            t._adopt(new, t.requires_grad)
+        for g in traced.grads:
+            kept = None if g.to is None else Tensor._of(cell(g.to))
+            slots[g.slot].tensor._grad = autograd.Used(where) if g.used else kept
+        for t in arguments:
+            if id(t) in donated:
+                mark_donated(t, where)
+        return pytree.unflatten(traced.structure, results)
 
     # ---- inspection ----------------------------------------------------------------------------
+
+    def _last(self) -> Entry:
+        if not self._entries:
+            raise NirError(f"{self._name} has not been called yet", caller())
+        return self._entries[-1]
 
     @property
     def graph(self) -> Graph:
         """The graph last traced."""
-        return self.entries[-1].traced.graph
+        return self._last().traced.graph
 
     @property
     def executable(self) -> Any:
         """The program last compiled."""
-        return self.entries[-1].executable
+        return self._last().compiled.executable
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        """As a method: the instance is the first argument."""
+        return self if instance is None else functools.partial(self, instance)
+
+    def __repr__(self) -> str:
+        return f"<jit of {self._name}: {self.compiles} programs>"
 
 
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Without the cycle collector: what a trace and its passes make stays until they are done."""
-    paused = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if paused:
-            gc.enable()
+class _Hidden:
+    """A static argument: compared by value, whatever it is."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hidden) and bool(self.value == other.value)
+
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return repr(self.value)
 
 
-def _concrete(t: TensorType, out: Any) -> TensorType:
+class _Shown:
+    """``fn`` with its static arguments as the user gave them."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn = fn
+        self.forward = getattr(fn, "forward", fn)  # what parameters are named by
+        self.__name__ = getattr(fn, "__name__", type(fn).__name__)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.fn(*map(_plain, args), **{k: _plain(v) for k, v in kwargs.items()})
+
+
+def _plain(x: Any) -> Any:
+    return x.value if isinstance(x, _Hidden) else x
+
+
+def borrowed(x: Any) -> Tensor:
+    """A Tensor on the array's own memory, for as long as a call lasts."""
+    array = np.asarray(x) if hasattr(x, "__array__") else np.from_dlpack(x)
+    return Tensor._of(
+        Cell(
+            TensorType(emit.dtype_of(array.dtype), array.shape),
+            Storage.from_numpy(array, copy=False),
+        )
+    )
+
+
+def concrete(t: TensorType, out: Storage) -> TensorType:
     return t if t.is_static else t.with_(shape=tuple(out.shape))
 
 
-def _frozen(x: Any) -> Any:
-    match x:
-        case tuple() | list():
-            return (type(x).__name__, *map(_frozen, x))
-        case dict():
-            return ("dict", *((k, _frozen(v)) for k, v in sorted(x.items())))
-    return (type(x).__name__, x)
+def check_arguments(
+    types: Sequence[TensorType], given: Sequence[TensorType], names: Sequence[str]
+) -> None:
+    """Raise DTypeError, DeviceError or ShapeError unless ``given`` fits ``types``."""
+    where = caller()
+    try:
+        for name, t, own in zip(names, types, given, strict=True):
+            if t.device != own.device:
+                raise DeviceError(f"{name}: expected a tensor on {t.device}, got {own}", where)
+            if t.dtype != own.dtype:
+                raise emit.DTypeError(f"{name}: expected {t}, got {own}", where)
+        bind_shapes(types, [g.shape for g in given], names)  # type: ignore[misc]
+    except NirError as error:
+        error.location = error.location or where
+        raise
 
 
 def jit(
     fn: Callable[..., Any] | None = None,
     *,
-    state: Sequence[Any] = (),
+    state: Sequence[Any] | Mapping[str, Any] = (),
     specs: Sequence[Any] | None = None,
-    target: str | None = None,
+    static_argnames: Sequence[str] = (),
+    donate: Sequence[str] = (),
+    target: Any = None,
 ) -> Any:
-    """Compile ``fn``: traced on its first call, and again when types, statics or state change.
+    """Compile ``fn``: it is traced when first called, and again when what it was traced for changes.
 
-    ``state``: modules, optimisers, generators and other objects whose tensors the function reads
-    or rebinds; they are updated after each successful run. ``specs``: types of the tensor arguments
-    ("f32[B,3,32,32]"): one program serves every size of B. Python numbers are static.
+    state: modules, optimisers, generators, or trees of tensors, that ``fn`` reads or rebinds; they
+        are updated together after a successful run. Plain attributes of theirs (``training``) are
+        constants of a trace, and a change traces again: ``why`` of the result lists the reasons.
+    specs: types of the tensor arguments in order, "f32[B,3,32,32]". One program then serves every
+        size of B. Without them each new shape is traced for itself.
+    static_argnames: arguments that are constants, compared by ==. Python numbers and strings
+        always are.
+    donate: names of arguments whose buffers the outputs may take over; their Tensors cannot be
+        read afterwards.
+
+    A gradient that ``fn`` both makes and uses (backward and step) is not kept in ``grad``.
 
         @nir.jit(state=[model, optimizer], specs=("f32[B,784]", "i64[B]"))
         def step(x, y): ...
     """
-    if fn is None:
-        return lambda f: Jitted(f, state, specs, target)
-    return Jitted(fn, state, specs, target)
 
+    def wrap(f: Callable[..., Any]) -> Jitted:
+        return Jitted(f, state, specs, static_argnames, donate, target)
 
-class Compiled:
-    """A function compiled ahead of its first call; its state is bound, as it was at that time."""
-
-    def __init__(self, traced: Traced, executable: Any, bound: list[Any]) -> None:
-        self.traced, self.executable, self.bound = traced, executable, bound
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        arguments, _ = flatten((args, kwargs))
-        lazy.realize([t._cell for t in arguments])
-        data = [t._cell.data for t in arguments]
-        outputs = self.executable.run([*data, *self.bound])
-        graph = self.traced.graph
-        cells = [
-            Cell(_concrete(v.type, out), out) for v, out in zip(graph.outputs, outputs, strict=True)
-        ]
-        return unflatten(self.traced.structure, [Tensor._of(c) for c in cells])
-
-    @property
-    def graph(self) -> Graph:
-        return self.traced.graph
-
-    @property
-    def program(self) -> Any:
-        return self.executable.program
-
-    @property
-    def peak_bytes(self) -> Any:
-        return self.executable.peak_bytes
-
-    @property
-    def compile_seconds(self) -> float:
-        seconds: float = self.executable.compile_seconds
-        return seconds
-
-    def save(self, path: Any) -> None:
-        """Write a package that runs without this code; the bound state goes along."""
-        first = len(self.traced.arguments)
-        bound = {first + i: data for i, data in enumerate(self.bound)}
-        self.executable.save(path, bound)
-
-
-def compile(fn: Any, *specs: Any, target: str = "cpu", **kwargs: Any) -> Any:
-    """Compile a function, a Module or a Graph for arguments of ``specs``.
-
-    A Module's tensors are bound: later changes to the module do not show.
-    """
-    if isinstance(fn, Graph):
-        return compile_graph(fn, target)
-    types, structure = argument_types((specs, kwargs))
-    state, _ = state_of(owned_state(fn))
-    traced = trace_function(fn, types, structure, state)
-    if traced.rebound:
-        names = ", ".join(state[i][0] for i in traced.rebound)
-        raise TraceError(
-            f"compile: the function rebinds state ({names}): use jit, or eval()", caller()
-        )
-    tensors = [state[i][1] for i in traced.state_inputs]
-    lazy.realize([t._cell for t in tensors])
-    executable = compile_graph(traced.graph, target)
-    return Compiled(traced, executable, [t._cell.data for t in tensors])
+    return wrap if fn is None else wrap(fn)

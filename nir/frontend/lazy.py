@@ -1,135 +1,308 @@
-"""Recording: ops on Tensors become records, and looking at a value runs what it needs.
+"""Recording: ops on Tensors become records, in eager and in traced code alike.
 
-A `Cell` is one value: stored, or the result of a `Record`, or (inside a trace) a symbolic input
-that has neither. A record's op already is a node over its cells' values, so a graph is made by
-walking from the wanted cells to stored and symbolic ones: nothing is rebuilt. Traced and eager
-code record alike; they differ in what the walk meets at its end.
+A `Cell` is one value: stored, or pending (the result of a `Record`), or symbolic (an input of the
+function being traced). A record's op already is a node over its cells' values, so a graph is made
+by walking from the wanted cells to their leaves (see `collect`), and nothing is rebuilt. Cells are
+immutable but for the moment at which a run stores them; a Tensor is rebound to another cell.
+
+Records point to their operands and never to their results, so an unused result, and all that only
+it needed, is freed at once.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
 
-import numpy as np
-
-from nir.compile import compile_graph
 from nir.errors import NirError, StaleTensorError, TraceError
-from nir.ir.graph import Graph
-from nir.ir.location import Location, caller
+from nir.ir.dim import Shape
+from nir.ir.graph import Builder
+from nir.ir.location import Location, Locations, caller
 from nir.ir.op import Op, Value
-from nir.ir.types import TensorType
-from nir.ops import Broadcast, Full, Pow
+from nir.ir.types import DType, TensorType
 from nir.runtime import Storage
 
-# Pending ops behind one value before it is run unasked, so that loops that never look stay bounded.
-_PENDING_LIMIT = 2000
-# Compiled flushes that are kept.
-_CACHE_SIZE = 512
-
 _ids = itertools.count()
-_state = threading.local()
+
+
+def fresh(type_: TensorType) -> Value:
+    """A value with an id of its own."""
+    return Value(next(_ids), type_)
 
 
 class Cell:
-    """One value: ``data`` if it is stored, ``record`` if it can be computed, else symbolic."""
+    """One value.
 
-    __slots__ = ("__weakref__", "data", "leaf", "record", "stale", "symbolic", "tracks", "value")
+    ``data`` is its storage, ``record`` what computes it, ``symbolic`` its name as the input of a
+    trace; ``alias`` another cell with the same value, where gradients must not pass on. ``tracks``
+    says that gradients flow through or end here, ``owner`` in whose ``grad`` they end.
+    """
 
-    def __init__(
-        self, type_: TensorType, data: Storage | None = None, tracks: bool = False
-    ) -> None:
-        self.value = Value(next(_ids), type_)
+    __slots__ = (
+        "__weakref__",
+        "alias",
+        "born",
+        "data",
+        "exported",
+        "owner",
+        "record",
+        "stale",
+        "symbolic",
+        "tracks",
+        "value",
+    )  # fmt: skip
+
+    def __init__(self, type_: TensorType, data: Storage | None = None) -> None:
+        self.value = fresh(type_)
+        self.born = self.value.id  # when the value came to be; a copy of a cell inherits it
         self.record: Record | None = None
         self.data = data
-        self.tracks = tracks  # a gradient may flow through this value
-        self.leaf = False  # gradients end here, whatever computed the value
-        self.symbolic: str | None = None  # the name of a traced function's input
+        self.alias: Cell | None = None
+        self.symbolic: str | None = None
+        self.tracks = False
+        self.owner: weakref.ref[Any] | None = None
         self.stale: Location | None = None  # where the buffer was given away
+        self.exported = False  # somebody else may write into the buffer
+
+    @property
+    def type(self) -> TensorType:
+        return self.value.type
+
+    @property
+    def shape(self) -> Shape:
+        return self.value.type.shape
+
+    @property
+    def dtype(self) -> DType:
+        return self.value.type.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.value.type.shape)
+
+    @property
+    def is_pending(self) -> bool:
+        cell = resolve(self)
+        return cell.data is None and cell.stale is None
+
+    def copy(self) -> Cell:
+        """Another cell of the same value, at which gradients end."""
+        source = resolve(self)
+        new = Cell(source.type, source.data)
+        new.born, new.stale, new.exported = source.born, source.stale, source.exported
+        if source.data is None and source.stale is None:
+            new.alias = source
+        return new
+
+
+def resolve(cell: Cell) -> Cell:
+    """The cell that has the value of ``cell``: itself, unless it is an alias."""
+    if cell.alias is None:
+        return cell
+    source = resolve(cell.alias)
+    if source.data is not None:
+        # Let go of the source: its history is not this cell's.
+        cell.data, cell.exported, cell.alias = source.data, source.exported, None
+        return cell
+    return source
 
 
 @dataclass(eq=False, slots=True)
 class Record:
-    """An op that was recorded, with the cells of its operands and results."""
+    """A recorded op and the cells of its operands."""
 
     op: Op
     args: tuple[Cell, ...]
-    results: tuple[Cell, ...] = ()
-    pending: int = 1  # length of the longest chain of ops behind it that were not run
-    tracks: bool = False
+    tracks: bool
+    lift: bool = False  # a number from the user's code: an input of eager programs
+    released: bool = False  # gradients have been taken, and the history need not be kept
+    depth: int = 1  # length of the longest chain of pending ops behind it
+    results: list[weakref.ref[Cell]] = field(default_factory=list)
+
+    def cells(self) -> list[Cell]:
+        """The cells of the results; one that nobody held is made anew."""
+        found = []
+        for i, v in enumerate(self.op.results):
+            cell = self.results[i]()
+            if cell is None:
+                cell = _result_cell(self, v)
+                self.results[i] = weakref.ref(cell)
+            found.append(cell)
+        return found
+
+
+def _result_cell(r: Record, v: Value) -> Cell:
+    cell = Cell.__new__(Cell)
+    cell.value, cell.born, cell.record = v, v.id, r
+    cell.data = cell.alias = cell.symbolic = cell.owner = cell.stale = None
+    cell.exported = False
+    cell.tracks = r.tracks and v.type.dtype.is_float
+    return cell
+
+
+# ---- modes -------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Trace:
+    """A function being traced. Cells born before ``first`` are not its own."""
+
+    first: int = field(default_factory=lambda: next(_ids))
+    effects: list[Record] = field(default_factory=list)  # impure ops, which run even if unused
+
+
+class _Modes(threading.local):
+    """What differs from thread to thread."""
+
+    def __init__(self) -> None:
+        self.grad = True
+        self.traces: list[Trace] = []
+
+
+_modes = _Modes()
 
 
 def grad_enabled() -> bool:
-    return getattr(_state, "grad", True)
+    """Whether ops recorded now take part in gradients."""
+    return _modes.grad
 
 
-class no_grad:
-    """Ops recorded in this context do not take part in gradients."""
+def tracing() -> Trace | None:
+    """The innermost function being traced on this thread."""
+    return _modes.traces[-1] if _modes.traces else None
 
-    def __enter__(self) -> None:
-        self._before = grad_enabled()
-        _state.grad = False
+
+class set_grad_enabled:
+    """A context in which recorded ops take part in gradients, or do not."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+
+    def __enter__(self) -> Self:
+        self._before, _modes.grad = _modes.grad, self.enabled
+        return self
 
     def __exit__(self, *_: object) -> None:
-        _state.grad = self._before
+        _modes.grad = self._before
 
 
-def record(op: Op, args: Sequence[Cell], tracks: bool | None = None) -> tuple[Cell, ...]:
-    """Record ``op``, whose operands are the values of ``args``; infers types at the user's line."""
+class no_grad(set_grad_enabled):
+    """A context in which no gradient is tracked."""
+
+    def __init__(self) -> None:
+        super().__init__(False)
+
+
+class enable_grad(set_grad_enabled):
+    """A context in which gradients are tracked."""
+
+    def __init__(self) -> None:
+        super().__init__(True)
+
+
+class new_trace:
+    """A context in which a function is traced: ``with new_trace() as trace``."""
+
+    def __enter__(self) -> Trace:
+        trace = Trace()
+        _modes.traces.append(trace)
+        return trace
+
+    def __exit__(self, *_: object) -> None:
+        _modes.traces.pop()
+
+
+class outside_traces:
+    """A context in which values that a traced function does not own may be looked at."""
+
+    def __enter__(self) -> None:
+        self._traces, _modes.traces = _modes.traces, []
+
+    def __exit__(self, *_: object) -> None:
+        _modes.traces = self._traces
+
+
+# ---- recording ---------------------------------------------------------------------------------
+
+
+def record(
+    op: Op, args: Sequence[Cell], tracks: bool | None = None, lift: bool = False
+) -> list[Cell]:
+    """Record ``op``, new and over the values of ``args``; the cells of its results.
+
+    Types are inferred at once: an error names the user's line.
+    """
     where = caller()
     for cell in args:
         if cell.stale is not None:
-            raise StaleTensorError(
-                f"{op.name} reads a tensor whose buffer was donated at {cell.stale}", where
-            )
+            raise stale_error(cell, f"{op.name} reads", where)
     try:
         types = op.infer()
     except NirError as error:
         error.location = error.location or where
         raise
     if tracks is None:
-        tracks = grad_enabled() and any(c.tracks for c in args)
-    r = Record(op, tuple(args), tracks=tracks)
-    r.results = tuple(Cell(t, tracks=tracks and t.dtype.is_float) for t in types)
-    r.op = replace(op, results=tuple(c.value for c in r.results), locs=frozenset((where,)))
-    for c in r.results:
-        c.record = r
-    pending = (c.record.pending for c in args if c.data is None and c.record is not None)
-    r.pending = 1 + max(pending, default=0)
-    if r.pending > _PENDING_LIMIT and _runnable(r):
-        realize(r.results)
-    return r.results
+        tracks = _modes.grad and any(c.tracks for c in args)
+    r = Record(op, tuple(args), tracks, lift)
+    # The op is still this function's own: filling it in beats a second construction.
+    object.__setattr__(op, "results", tuple(map(fresh, types)))
+    object.__setattr__(op, "locs", frozenset((where,)))
+    return _results(r)
 
 
-def adopt(nodes: Iterable[Op], known: dict[Value, Cell], tracks: bool) -> None:
-    """Turn finished nodes (made by a gradient, or inlined) into records; fills ``known``."""
-    for op in nodes:
-        if any(v in known for v in op.results):
-            continue
-        r = Record(op, tuple(known[v] for v in op.operands), tracks=tracks)
-        cells = []
-        for v in op.results:
-            c = Cell(v.type, tracks=tracks and v.type.dtype.is_float)
-            c.value, c.record = v, r
-            known[v] = c
-            cells.append(c)
-        r.results = tuple(cells)
-        r.pending = 1 + max((c.record.pending for c in r.args if c.record is not None), default=0)
+def _results(r: Record) -> list[Cell]:
+    cells = [_result_cell(r, v) for v in r.op.results]
+    r.results = [weakref.ref(c) for c in cells]
+    for c in r.args:
+        source = resolve(c)
+        if source.data is None and source.record is not None:
+            r.depth = max(r.depth, 1 + source.record.depth)
+    if not r.op.pure and _modes.traces:
+        _modes.traces[-1].effects.append(r)
+    return cells
 
 
-def walk(
-    roots: Iterable[Cell], stop: Iterable[Cell] = (), history: bool = False, before: int = 0
-) -> tuple[list[Record], list[Cell]]:
-    """(records in execution order, leaves) that ``roots`` need.
+class Recorder(Builder):
+    """A Builder that records: what gradients emit into. ``cells`` finds the cell of a value."""
 
-    Stops at ``stop``, at cells older than number ``before``, at symbolic and at stored ones; with
-    ``history`` at those where gradients end instead, since they flow through stored values too.
+    def __init__(self, cells: dict[Value, Cell], tracks: bool) -> None:
+        super().__init__("recorder")
+        self.cells = cells
+        self.tracks = tracks
+
+    def value(self, type_: TensorType) -> Value:
+        return fresh(type_)
+
+    def emit(self, op: Op, locs: Locations | None = None) -> tuple[Value, ...]:
+        results = super().emit(op, locs)
+        self._adopt()
+        return results
+
+    def inline(self, graph: Any, operands: Sequence[Value]) -> tuple[Value, ...]:
+        results = super().inline(graph, operands)
+        self._adopt()
+        return results
+
+    def _adopt(self) -> None:
+        for op in self.nodes:
+            args = tuple(self.cells[v] for v in op.operands)
+            for cell in _results(Record(op, args, self.tracks)):
+                self.cells[cell.value] = cell
+        self.nodes.clear()
+
+
+# ---- walking -----------------------------------------------------------------------------------
+
+
+def collect(roots: Iterable[Cell], first: int = -1) -> tuple[list[Record], list[Cell]]:
+    """(records in execution order, leaves) that the ``roots``, which are resolved, need.
+
+    Leaves are stored and symbolic cells, and cells born before ``first``.
     """
-    ends = set(stop)
     order: list[Record] = []
     leaves: dict[Cell, None] = {}
     seen: set[int] = set()
@@ -137,112 +310,105 @@ def walk(
     while stack:
         cell, ready = stack.pop()
         r = cell.record
-        done = cell.leaf or not cell.tracks if history else cell.data is not None
-        if r is None or done or cell in ends or cell.value.id < before:
+        if r is None or cell.data is not None or cell.born < first:
             leaves.setdefault(cell)
         elif ready:
-            if id(r) not in seen:
-                seen.add(id(r))
-                order.append(r)
+            order.append(r)
         elif id(r) not in seen:
+            seen.add(id(r))
             stack.append((cell, True))
-            stack.extend((c, False) for c in reversed(r.args))
+            stack.extend((resolve(c), False) for c in reversed(r.args))
     return order, list(leaves)
 
 
-def _runnable(r: Record) -> bool:
-    return all(c.symbolic is None for c in walk(r.results)[1])
+def nodes_of(records: Iterable[Record]) -> list[Op]:
+    """The ops of ``records`` in terms of resolved cells."""
+    return [_resolved_op(r) for r in records]
 
 
-# ---- running -----------------------------------------------------------------------------------
+def _resolved_op(r: Record) -> Op:
+    if all(c.alias is None for c in r.args):
+        return r.op
+    table = {c.value: resolve(c).value for c in r.args}
+    return r.op.map_operands(table.__getitem__)
 
 
-@dataclass(slots=True)
-class _Flushes:
-    """Compiled flushes by structure, and how often they were made."""
+def history(root: Cell, stop: Iterable[Cell] = ()) -> tuple[list[Record], list[Cell]]:
+    """(records in execution order, ends) through which gradients flow from ``root``.
 
-    entries: OrderedDict[tuple[str, str], Any] = field(default_factory=OrderedDict)
-    compiles: int = 0
-
-
-_flushes = _Flushes()
-_lock = threading.RLock()
-_target = "cpu"
-
-
-def set_default_target(name: str) -> None:
-    """The target of eager code and of `jit`: "cpu", or "interp", the reference interpreter."""
-    global _target
-    _target = name
-
-
-def default_target() -> str:
-    return _target
-
-
-def realize(cells: Iterable[Cell]) -> None:
-    """Run one program that stores every cell of ``cells`` that is not stored yet."""
-    wanted = list(dict.fromkeys(c for c in cells if c.data is None))
-    if not wanted:
-        return
-    records, leaves = walk(wanted)
-    for c in leaves:
-        if c.data is None:
-            raise TraceError(
-                "a traced tensor has no value while the function is traced: "
-                "use where() or nir.cond() to choose by it",
-                caller(),
-            )
-        if c.stale is not None:
-            raise StaleTensorError(
-                f"a tensor whose buffer was donated at {c.stale} is read", caller()
-            )
-    nodes, lifted = _lift_floats([r.op for r in records])
-    inputs = [c.value for c in leaves] + [v for v, _ in lifted]
-    graph = Graph("eager", inputs, nodes, [c.value for c in wanted])
-    data = [c.data for c in leaves] + [Storage.from_numpy(a) for _, a in lifted]
-    executable = compiled(graph)
-    for cell, out in zip(wanted, executable.run(data), strict=True):
-        cell.data = out
-        if not cell.tracks or cell.leaf:
-            cell.record = None
-
-
-def compiled(graph: Graph) -> Any:
-    """The executable of ``graph``, compiled once for each structure."""
-    key = (graph.key, _target)
-    with _lock:
-        found = _flushes.entries.get(key)
-        if found is None:
-            found = _flushes.entries[key] = compile_graph(graph, _target)
-            _flushes.compiles += 1
-            if len(_flushes.entries) > _CACHE_SIZE:
-                _flushes.entries.popitem(last=False)
-        else:
-            _flushes.entries.move_to_end(key)
-    return found
-
-
-def _lift_floats(nodes: list[Op]) -> tuple[list[Op], list[tuple[Value, np.ndarray]]]:
-    """Float constants become inputs, so that a rate that changes does not compile again.
-
-    0 and +-1 stay, since rules depend on them, and so do exponents.
+    Ends are leaves that track and the cells in ``stop``.
     """
-    exponents = {op.rhs for op in nodes if isinstance(op, Pow)}
-    lifted: dict[tuple[str, str], tuple[Value, np.ndarray]] = {}
-    out: list[Op] = []
-    for op in nodes:
-        if (
-            isinstance(op, Full)
-            and isinstance(op.value, float)
-            and op.value not in (0.0, 1.0, -1.0)
-            and op.result not in exponents
-        ):
-            key = (op.value.hex(), op.dtype.name)
-            if key not in lifted:
-                scalar = Value(next(_ids), TensorType(op.dtype, ()))
-                lifted[key] = scalar, np.asarray(op.value, op.dtype.numpy)
-            out.append(Broadcast(lifted[key][0], op.shape, (), results=op.results, locs=op.locs))
-        else:
-            out.append(op)
-    return out, list(lifted.values())
+    ends: dict[Cell, None] = {}
+    order: list[Record] = []
+    stops = set(stop)
+    seen: set[int] = set()
+    stack: list[tuple[Cell, bool]] = [(root, False)]
+    while stack:
+        cell, ready = stack.pop()
+        r = cell.record
+        if not cell.tracks:
+            continue
+        if r is None or cell in stops:
+            ends.setdefault(cell)
+        elif ready:
+            order.append(r)
+        elif id(r) not in seen:
+            seen.add(id(r))
+            stack.append((cell, True))
+            stack.extend((c, False) for c in reversed(r.args))
+    return order, list(ends)
+
+
+# ---- errors ------------------------------------------------------------------------------------
+
+
+def stale_error(cell: Cell, what: str, where: Location | None = None) -> StaleTensorError:
+    """The error of using ``cell``, whose buffer was donated."""
+    return StaleTensorError(
+        f"{what} a tensor ({cell.type}) whose buffer was donated at {cell.stale}: "
+        "use what the donating function returned",
+        where or caller(),
+    )
+
+
+def traced_leaf(cells: Iterable[Cell]) -> Cell | None:
+    """A symbolic cell, or one that a trace captured, among what ``cells`` need; or None."""
+    trace = tracing()
+    _, leaves = collect(resolve(c) for c in cells)
+    for c in leaves:
+        if c.data is None and c.stale is None:
+            return c
+        if trace is not None and c.born < trace.first:
+            return c
+    return None
+
+
+def value_error(cell: Cell, leaf: Cell, what: str, instead: str) -> TraceError:
+    """The error of looking at a value that depends on ``leaf`` while a function is traced."""
+    if tracing() is None:
+        return TraceError(
+            f"{what}: {cell.type} depends on %{leaf.symbolic}, an input of a function whose trace "
+            "has ended: return the tensor from the function",
+            caller(),
+        )
+    if leaf.symbolic is None:
+        return TraceError(
+            f"{what}: a traced function looks at a tensor ({cell.type}) that is neither argument "
+            "nor state; its value would be frozen: read it outside",
+            caller(),
+        )
+    return TraceError(
+        f"{what}: {cell.type} has no value while the function is traced, since it depends on "
+        f"%{leaf.symbolic}: use {instead}",
+        caller(),
+    )
+
+
+def pending_of(cells: Iterable[Cell]) -> Iterator[Cell]:
+    """The resolved cells that are not stored, each once."""
+    seen: set[Cell] = set()
+    for c in cells:
+        source = resolve(c)
+        if source.data is None and source not in seen:
+            seen.add(source)
+            yield source

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from nir import ops
-from nir.frontend.functional import _shape
-from nir.frontend.methods.base import flat
-from nir.frontend.tensor import Tensor, apply, source
-from nir.ir.dim import Dim
-from nir.ir.types import dtype, f32, i64
+from nir.errors import ShapeError
+from nir.frontend import emit, flush, lazy
+from nir.frontend.functional import shape_of
+from nir.frontend.tensor import Tensor, apply
+from nir.frontend.tensor_shape import sizes
+from nir.ir.dim import Dim, Shape
+from nir.ir.location import caller
+from nir.ir.op import Op
+from nir.ir.types import f32, f64, i64
 from nir.ops.random import blocks
 
 
 class Generator:
     """A stream of Philox blocks: ``key`` names the stream, ``counter`` the next unused block.
 
-    Every draw moves the counter on by what it used, in eager code and in compiled functions alike
+    Every draw moves the counter on by what it uses, in eager code and in compiled functions alike
     (where the generator is state), so equal seeds give equal numbers everywhere.
     """
 
@@ -27,24 +31,33 @@ class Generator:
         self.key = Tensor(np.asarray(secrets.randbits(63) if seed is None else seed, np.int64))
         self.counter = Tensor(np.asarray(0, np.int64))
 
-    def manual_seed(self, seed: int) -> Generator:
+    def manual_seed(self, seed: int) -> Self:
         """Start the stream of ``seed`` from its beginning."""
-        self.key.copy_(Tensor(np.asarray(seed, np.int64)))
-        self.counter.copy_(Tensor(np.asarray(0, np.int64)))
+        self.key.copy_(np.asarray(seed, np.int64))
+        self.counter.copy_(np.asarray(0, np.int64))
         return self
 
     def take(self, count: Dim) -> Tensor:
         """The counter, which then moves on by ``count`` blocks."""
         start = self.counter.detach()
-        self.counter.copy_(start + source(ops.Full, value=count, shape=(), dtype=i64))
+        if lazy.tracing() is None and isinstance(count, int):
+            # The host knows the sum: no op is pending on behalf of a counter.
+            value = flush.store(self.counter._cell, "counter").numpy()
+            self.counter.copy_(np.asarray(int(value) + count, np.int64))
+        else:
+            self.counter.copy_(Tensor._of(emit.binary(ops.Add, start._cell, _number(count))))
         return start
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"key": self.key.detach(), "counter": self.counter.detach()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.key.copy_(Tensor(np.asarray(state["key"], np.int64)))
-        self.counter.copy_(Tensor(np.asarray(state["counter"], np.int64)))
+        self.key.copy_(np.asarray(state["key"], np.int64))
+        self.counter.copy_(np.asarray(state["counter"], np.int64))
+
+
+def _number(count: Dim) -> Any:
+    return count if isinstance(count, int) else emit.full(count, (), i64)
 
 
 default_generator = Generator()
@@ -56,42 +69,52 @@ def manual_seed(seed: int) -> Generator:
 
 
 def _draw(
-    op: Any, shape: tuple[Dim, ...], times: int, g: Generator | None, *more: Any, **kw: Any
+    op: type[Op], shape: Shape, streams: int, generator: Generator | None, *more: Tensor, **kw: Any
 ) -> Tensor:
-    g = g or default_generator
-    start = g.take(blocks(shape) * times)
-    drawn: Tensor = apply(op, g.key.detach(), start, *more, shape=shape, **kw)
-    return drawn
+    """``streams``: how many words each element uses."""
+    g = default_generator if generator is None else generator
+    start = g.take(blocks(shape) * streams)
+    out: Tensor = apply(op, g.key.detach(), start, *more, shape=shape, **kw)
+    return out
 
 
 def rand(*shape: Any, dtype: Any = f32, generator: Generator | None = None) -> Tensor:
-    """Uniform in [0, 1)."""
-    return _draw(ops.RandomUniform, _shape(flat(shape)), 1, generator, dtype=_dtype(dtype))
+    """Uniform in [0, 1): multiples of 2**-24. f32 or f64."""
+    to = emit.dtype_of(dtype)
+    return _draw(ops.RandomUniform, shape_of(sizes(shape)), 1, generator, dtype=to)
 
 
 def randn(*shape: Any, dtype: Any = f32, generator: Generator | None = None) -> Tensor:
-    """Standard normal."""
-    return _draw(ops.RandomNormal, _shape(flat(shape)), 2, generator, dtype=_dtype(dtype))
+    """Standard normal. f32 or f64."""
+    to = emit.dtype_of(dtype)
+    return _draw(ops.RandomNormal, shape_of(sizes(shape)), 2, generator, dtype=to)
+
+
+def rand_like(x: Tensor, generator: Generator | None = None) -> Tensor:
+    return rand(x.shape, dtype=x.dtype, generator=generator)
+
+
+def randn_like(x: Tensor, generator: Generator | None = None) -> Tensor:
+    return randn(x.shape, dtype=x.dtype, generator=generator)
 
 
 def bernoulli(shape: Any, p: Any, generator: Generator | None = None) -> Tensor:
-    """bool: True with probability ``p``."""
-    chance = p if isinstance(p, Tensor) else source(ops.Full, value=float(p), shape=(), dtype=f32)
-    return _draw(ops.RandomBernoulli, _shape(shape), 1, generator, chance)
+    """bool: True with probability ``p``, a number or an f32 scalar."""
+    chance = p if isinstance(p, Tensor) else Tensor._of(emit.full(float(p), (), f32, lift=True))
+    return _draw(ops.RandomBernoulli, shape_of(shape), 1, generator, chance)
 
 
 def randint(low: int, high: int, shape: Any, generator: Generator | None = None) -> Tensor:
-    """i64, uniform in low .. high - 1."""
-    unit = rand(*_shape(shape), dtype="f64", generator=generator)
+    """i64, uniform in low .. high - 1, of at most 2**24 numbers."""
+    if not 0 < high - low <= 1 << 24:
+        raise ShapeError(f"randint: expected 1 to 2**24 numbers, got {low} to {high}", caller())
+    unit = _draw(ops.RandomUniform, shape_of(shape), 1, generator, dtype=f64)
     return (unit * float(high - low)).floor().to(i64) + low
 
 
 def randperm(n: int, generator: Generator | None = None) -> Tensor:
     """A permutation of 0 .. n - 1, made on the host."""
-    g = generator or default_generator
-    start = int(g.take(1).item())
-    rng = np.random.Generator(np.random.Philox(key=[int(g.key.item()) & 2**63 - 1, start]))
-    return Tensor(rng.permutation(n))
-
-
-_dtype = dtype
+    g = default_generator if generator is None else generator
+    start = g.take(1).item()
+    key = np.array([g.key.item(), start], np.int64).view(np.uint64)
+    return Tensor(np.random.Generator(np.random.Philox(key=key)).permutation(n))

@@ -1,78 +1,175 @@
-"""State and pytrees: which tensors a compiled function takes in, and what it depends on besides.
+"""State: which tensors a compiled function reads and rebinds without being passed them.
 
 State is anything with attributes (a Module, an Optimizer, a Generator), and dicts, lists and tuples
-of such: its Tensors become inputs, and outputs where the function rebinds them. Everything else it
-holds that is plain Python (numbers, strings, bools, None, dtypes and containers of them) is part of
-a fingerprint: the function is traced again when that changes.
+of such. A walk over it finds two things:
+
+- its Tensors, each under one path (``first.weight``) and once: inputs of the compiled function,
+  and outputs where the function rebinds them (``copy_``, or assigning a new Tensor to the path);
+- its facts, everything else: numbers, strings, classes, the lengths of lists. They are what a
+  trace is true for, and a function is traced again when one changes.
+
+An object may say what its state is by ``__nir_state__()``, which returns (name, value) pairs; by
+default they are its attributes. Gradients are state too: ``path.grad``, where there is one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from operator import is_
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 
 from nir.frontend.tensor import Tensor
-from nir.ir.types import DType, TensorType
+from nir.ir.graph import attribute_key
+from nir.ir.types import TensorType
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), DType)
-
-
-def state_of(objects: Any) -> tuple[list[tuple[str, Tensor]], dict[str, Any]]:
-    """([(path, Tensor)] each tensor once, {path: plain attribute}) of ``objects``."""
-    view = StateView(objects)
-    return view.tensors, view.guards
+_PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})
+_OPAQUE = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType, np.dtype, np.ufunc)
 
 
-class StateView:
-    """The state of ``objects`` at one time, and whether it `holds` still.
+@dataclass(frozen=True, eq=False, slots=True)
+class Slot:
+    """A Tensor of the state: its path, and the place that holds it."""
+
+    path: str
+    tensor: Tensor
+    holder: Any
+    key: Any
+
+    def put(self, tensor: Any) -> None:
+        """Let the place hold ``tensor``."""
+        match self.holder:
+            case Tensor():
+                self.holder._grad = tensor
+            case dict() if self.key in self.holder:
+                dict.__setitem__(self.holder, self.key, tensor)
+            case list():
+                self.holder[self.key] = tensor
+            case tuple():
+                raise TypeError(f"the tuple that holds {self.path} cannot change")
+            case _:
+                object.__setattr__(self.holder, self.key, tensor)
+
+
+class Snapshot:
+    """What a walk found: ``slots``, and ``facts`` by path, as (type, value).
 
     A walk costs a microsecond for each attribute, and most calls find what the last one found. So
-    the walk notes the containers that it met and what was in them; `holds` compares identities.
+    the walk notes the containers that it met and what was in them, and `holds` compares identities.
     """
 
-    def __init__(self, objects: Any) -> None:
-        self.tensors: list[tuple[str, Tensor]] = []
-        self.guards: dict[str, Any] = {}
-        self._seen: dict[int, Any] = {}  # keeps what it names alive, so that no id comes twice
-        self._owners: list[Any] = []  # objects with attributes, their classes and dicts
+    def __init__(self, objects: Mapping[str, Any]) -> None:
+        self.slots: list[Slot] = []
+        self.facts: dict[str, tuple[type, Any]] = {}
+        # id -> (path, object); the object, so that no id comes up twice.
+        self._seen: dict[int, tuple[str, Any]] = {}
+        self._owners: list[Any] = []
         self._classes: list[type] = []
-        self._vars: list[dict[str, Any]] = []
         self._maps: list[dict[Any, Any]] = []
         self._lists: list[list[Any]] = []
-        self._arrays: list[tuple[Any, Any]] = []  # sets and arrays, and their content
-        self._walk(objects, "")
+        self._loose: list[tuple[Any, Any]] = []  # what may change inside, and its content
+        self._stated = False  # something computes its state anew each time
+        for name, x in objects.items():
+            self._walk(x, name, objects, name)
+        self._tensors = [s.tensor for s in self.slots if not isinstance(s.holder, Tensor)]
+        self._grads = list(map(_grad, self._tensors))
         self._keys, self._values, self._sizes = self._content()
         self._types: list[TensorType] = []
         self._tracks: list[bool] = []
         self._marks: tuple[tuple[str, TensorType, bool], ...] = ()
 
+    def _walk(self, x: Any, path: str, holder: Any, key: Any) -> None:
+        kind = type(x)
+        if kind in _PLAIN:
+            self.facts[path] = kind, x
+            return
+        first, _ = self._seen.setdefault(id(x), (path, x))
+        if first != path:
+            self.facts[path] = kind, f"the same as {first}"
+            return
+        if isinstance(x, Tensor):
+            self.slots.append(Slot(path, x, holder, key))
+            if isinstance(x._grad, Tensor):
+                self.slots.append(Slot(f"{path}.grad", x._grad, x, "_grad"))
+            return
+        dot = f"{path}." if path else ""
+        if isinstance(x, dict):
+            self._maps.append(x)
+            self.facts[f"{dot}<keys>"] = kind, tuple(x)
+            for k, v in x.items():
+                self._walk(v, f"{dot}{k}", x, k)
+            if hasattr(x, "__dict__"):  # a dict with attributes of its own
+                self._attributes(x, dot)
+        elif isinstance(x, list | tuple):
+            if isinstance(x, list):
+                self._lists.append(x)
+            self.facts[f"{dot}<length>"] = kind, len(x)
+            for i, v in enumerate(x):
+                self._walk(v, f"{dot}{i}", x, i)
+        elif hasattr(x, "__nir_state__") and not isinstance(x, type):
+            self._stated = True
+            self.facts[f"{dot}<class>"] = type, kind
+            for k, v in x.__nir_state__():
+                self._walk(v, f"{dot}{k}", x, k)
+        elif hasattr(x, "__dict__") and not isinstance(x, _OPAQUE):
+            self.facts[f"{dot}<class>"] = type, kind
+            self._attributes(x, dot)
+        else:
+            self.facts[path] = kind, (content := _fact(x))
+            if content is not x:
+                self._loose.append((x, content))
+
+    def _attributes(self, x: Any, dot: str) -> None:
+        self._owners.append(x)
+        self._classes.append(type(x))
+        self._maps.append(vars(x))
+        for k, v in vars(x).items():
+            self._walk(v, f"{dot}{k}", x, k)
+
+    # ---- comparing -----------------------------------------------------------------------------
+
     def holds(self) -> bool:
-        """Whether a walk would find the same tensors and attributes, or at least equal ones."""
+        """Whether a walk would find the same now, or at least something equal."""
         keys, values, sizes = self._content()
         return (
-            sizes == self._sizes
+            not self._stated
+            and sizes == self._sizes
             and all(map(is_, values, self._values))
             and all(map(is_, keys, self._keys))
             and all(map(is_, map(type, self._owners), self._classes))
-            and all(map(is_, map(vars, self._owners), self._vars))
-            and all(_content_of(x) == content for x, content in self._arrays)
+            and all(map(is_, map(_grad, self._tensors), self._grads))
+            and all(_fact(x) == content for x, content in self._loose)
         )
 
     def marks(self) -> tuple[tuple[str, TensorType, bool], ...]:
-        """(path, type, requires_grad) of each tensor: the same object while they are the same."""
-        cells = [t._cell for _, t in self.tensors]
+        """(path, type, requires_grad) of each slot: the same object while they are the same."""
+        cells = [s.tensor._cell for s in self.slots]
         types = [c.value.type for c in cells]
         tracks = [c.tracks for c in cells]
         if not all(map(is_, types, self._types)) or tracks != self._tracks:
             self._types, self._tracks = types, tracks
-            paths = [path for path, _ in self.tensors]
-            self._marks = tuple(zip(paths, types, tracks, strict=True))
+            paths = [s.path for s in self.slots]
+            marks = tuple(zip(paths, types, tracks, strict=True))
+            self._marks = self._marks if marks == self._marks else marks
         return self._marks
 
+    def differences(self, other: Snapshot) -> list[str]:
+        """What changed from this snapshot's facts to the other's, in words."""
+        changed = [
+            f"{path}: {_word(self.facts.get(path))} -> {_word(other.facts.get(path))}"
+            for path in {**self.facts, **other.facts}
+            if self.facts.get(path) != other.facts.get(path)
+        ]
+        mine, theirs = ({s.path for s in x.slots if _is_named(s)} for x in (self, other))
+        changed += [f"{path}: no longer a tensor" for path in sorted(mine - theirs)]
+        changed += [f"{path}: a tensor appeared" for path in sorted(theirs - mine)]
+        return changed
+
     def _content(self) -> tuple[list[Any], list[Any], list[int]]:
-        """All keys and values of dicts and lists, in one list each: compared without a loop."""
+        """Keys and values of all containers, in one list each: compared without a loop."""
         keys: list[Any] = []
         values: list[Any] = []
         for d in self._maps:
@@ -82,111 +179,45 @@ class StateView:
             values += x
         return keys, values, [*map(len, self._maps), *map(len, self._lists)]
 
-    def _walk(self, x: Any, path: str) -> None:
-        if isinstance(x, _PLAIN):
-            self.guards[path] = x
-            return
-        if id(x) in self._seen:
-            return
-        self._seen[id(x)] = x
-        match x:
-            case Tensor():
-                self.tensors.append((path, x))
-            case dict():
-                self._maps.append(x)
-                for k, v in list(x.items()):
-                    self._walk(v, _join(path, k))
-                if hasattr(x, "__dict__"):  # a dict with attributes of its own
-                    self._attributes(x, path)
-            case list() | tuple():
-                if isinstance(x, list):
-                    self._lists.append(x)
-                for i, v in enumerate(x):
-                    self._walk(v, _join(path, i))
-            case set() | frozenset() | np.ndarray():
-                self.guards[path] = content = _content_of(x)
-                self._arrays.append((x, content))
-            case type() | np.dtype():
-                self.guards[path] = x
-            case _ if callable(x) and not hasattr(x, "__dict__"):
-                self.guards[path] = x
-            case _:
-                self.guards[_join(path, "class")] = type(x)
-                if hasattr(x, "__dict__"):
-                    self._attributes(x, path)
 
-    def _attributes(self, x: Any, path: str) -> None:
-        self._owners.append(x)
-        self._classes.append(type(x))
-        self._vars.append(vars(x))
-        self._walk(vars(x), path)
+def _grad(t: Tensor) -> Tensor | None:
+    """The gradient of ``t``, if it is a Tensor of the state."""
+    return t._grad if isinstance(t._grad, Tensor) else None
 
 
-def _content_of(x: Any) -> Any:
-    """What a set or an array holds, as something to compare."""
-    if isinstance(x, np.ndarray):
-        return x.dtype.str, x.shape, x.tobytes()
-    return repr(sorted(x, key=repr))
+def _is_named(slot: Slot) -> bool:
+    return not isinstance(slot.holder, Tensor)
 
 
-def _join(path: str, key: Any) -> str:
-    return f"{path}.{key}" if path else str(key)
+def _word(fact: tuple[type, Any] | None) -> str:
+    return "absent" if fact is None else repr(fact[1])
 
 
-def flatten(tree: Any) -> tuple[list[Tensor], Any]:
-    """(tensors, structure) of nested tuples, lists and dicts; arrays become Tensors."""
-    tensors: list[Tensor] = []
-
-    def visit(x: Any) -> Any:
-        match x:
-            case Tensor():
-                tensors.append(x)
-                return _Slot(len(tensors) - 1)
-            case np.ndarray() | np.generic():
-                tensors.append(Tensor(x))
-                return _Slot(len(tensors) - 1)
-            case tuple() if hasattr(x, "_fields"):
-                return type(x)(*(visit(v) for v in x))
-            case tuple() | list():
-                return type(x)(visit(v) for v in x)
-            case dict():
-                return {k: visit(v) for k, v in x.items()}
-        return x
-
-    return tensors, visit(tree)
+def _fact(x: Any) -> Any:
+    """Something that is equal while ``x`` means the same."""
+    match x:
+        case np.ndarray():
+            return attribute_key(x)
+        case set():
+            return frozenset(x)
+        case _:
+            return x
 
 
-def unflatten(structure: Any, tensors: list[Any]) -> Any:
-    """The tree of `flatten`, with ``tensors`` in their places."""
-
-    def visit(x: Any) -> Any:
-        match x:
-            case _Slot():
-                return tensors[x.index]
-            case tuple() if hasattr(x, "_fields"):
-                return type(x)(*(visit(v) for v in x))
-            case tuple() | list():
-                return type(x)(visit(v) for v in x)
-            case dict():
-                return {k: visit(v) for k, v in x.items()}
-        return x
-
-    return visit(structure)
+def snapshot(objects: Mapping[str, Any] | Iterable[Any]) -> Snapshot:
+    """Walk ``objects``; the keys of a mapping start the paths."""
+    return Snapshot(objects if isinstance(objects, Mapping) else named(list(objects)))
 
 
-class _Slot:
-    """The place of tensor number ``index`` in a structure."""
-
-    __slots__ = ("index",)
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Slot) and other.index == self.index
-
-    def __hash__(self) -> int:
-        return hash(self.index)
-
-    def __repr__(self) -> str:
-        return f"*{self.index}"
+def named(objects: Sequence[Any]) -> dict[str, Any]:
+    """Path starts: none for one object, the names of their classes for several."""
+    distinct = list({id(x): x for x in objects}.values())
+    if len(distinct) == 1:
+        return {"": distinct[0]}
+    out: dict[str, Any] = {}
+    for x in distinct:
+        name = base = type(x).__name__.lower()
+        while name in out:
+            name = f"{base}{len(out)}"
+        out[name] = x
+    return out

@@ -2,208 +2,277 @@
 
 from __future__ import annotations
 
+import gc
+import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from nir.errors import ParseError, TraceError
-from nir.frontend import lazy
-from nir.frontend.gradients import register_leaf
-from nir.frontend.lazy import Cell
+from nir.errors import TraceError
+from nir.frontend import autograd, lazy, pytree
+from nir.frontend.lazy import Cell, Record, resolve
 from nir.frontend.random import default_generator
-from nir.frontend.state import flatten, state_of, unflatten
+from nir.frontend.spec import argument_types
+from nir.frontend.state import Slot, Snapshot, named, snapshot
 from nir.frontend.tensor import Tensor
-from nir.ir.dim import Dim, symbol
 from nir.ir.graph import Graph
 from nir.ir.location import caller
 from nir.ir.op import Op
-from nir.ir.types import DTYPES, TensorType
+from nir.ir.types import TensorType
 from nir.ops import Constant
 
 
 @dataclass(frozen=True, slots=True)
-class Spec:
-    """The type of an argument, without a value."""
+class Ref:
+    """Where a result comes from: an output of the graph, or an input handed through."""
 
-    type: TensorType
-
-
-def spec(text: str | TensorType) -> Spec:
-    """``spec("f32[B,3,32,32]")``: a dtype and sizes, of which names are symbolic."""
-    if isinstance(text, TensorType):
-        return Spec(text)
-    match = re.fullmatch(r"\s*(\w+)\s*\[(.*)\]\s*", text)
-    if match is None or match[1] not in DTYPES:
-        known = ", ".join(DTYPES)
-        raise ParseError(f"spec: expected 'dtype[size,...]' with a dtype of {known}, got {text!r}")
-    sizes = [s.strip() for s in match[2].split(",") if s.strip()]
-    shape: list[Dim] = []
-    for s in sizes:
-        if s.isdigit():
-            shape.append(int(s))
-        elif s.isidentifier():
-            shape.append(symbol(s))
-        else:
-            raise ParseError(f"spec: expected sizes to be numbers or names, got {s!r} in {text!r}")
-    return Spec(TensorType(DTYPES[match[1]], tuple(shape)))
+    kind: Literal["output", "input"]
+    index: int
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, slots=True)
+class GradWrite:
+    """What becomes of a parameter's ``grad``: a result, None, or used up inside."""
+
+    slot: int
+    to: Ref | None
+    used: bool = False
+
+
+@dataclass(frozen=True, eq=False)
 class Traced:
     """A traced function: its graph, and where the graph's inputs and outputs belong."""
 
-    graph: Graph
-    arguments: tuple[int, ...]  # graph input i < len(arguments) is tensor argument arguments[i]
-    state_inputs: tuple[int, ...]  # the next inputs: positions in the list of state tensors
-    outputs: int  # graph outputs below this are the function's, in order of the structure
-    structure: Any
-    rebound: tuple[int, ...]  # the other outputs: positions in the list of state tensors
+    graph: Graph  # its outputs: each computed value once
+    arguments: int  # graph inputs below this are the function's tensor arguments
+    reads: tuple[int, ...]  # the others: slots of the state
+    structure: pytree.Tree  # of the function's result
+    results: tuple[Ref, ...]
+    writes: tuple[tuple[int, Ref], ...]  # slots that were rebound
+    grads: tuple[GradWrite, ...]
+    missing_grads: tuple[int, ...]  # slots whose grad was read and was None
+
+    @property
+    def whole_graph(self) -> Graph:
+        """The graph with one output for each result, and then for each write."""
+        refs = [*self.results, *(ref for _, ref in self.writes)]
+        refs += [g.to for g in self.grads if g.to is not None]
+        values = {"output": self.graph.outputs, "input": self.graph.inputs}
+        return self.graph.with_(outputs=tuple(values[r.kind][r.index] for r in refs), donate=())
 
 
 def trace_function(
     fn: Callable[..., Any],
     types: Sequence[TensorType],
-    structure: Any,
-    state: Sequence[tuple[str, Tensor]] = (),
-    name: str | None = None,
+    structure: pytree.Tree,
+    state: Mapping[str, Any] | Iterable[Any] = (),
     tracks: Sequence[bool] = (),
 ) -> Traced:
-    """Run ``fn(*args, **kwargs)`` on symbolic tensors of ``types`` put into ``structure``.
+    """Trace ``fn(*args, **kwargs)``, ``structure`` being that of (args, kwargs).
 
-    The tensors of ``state`` are symbolic meanwhile, and get their values back afterwards.
+    The tensors of ``state`` are symbolic meanwhile. Whatever happens, they are themselves again
+    afterwards; a plain attribute that the function changed is a TraceError.
     """
-    first = next(lazy._ids)
-    names = _argument_names(fn, structure, len(types))
-    cells = []
-    arguments = []
-    for i, (t, label) in enumerate(zip(types, names, strict=True)):
-        c = Cell(t)
-        c.symbolic = label
-        arguments.append(Tensor._of(c))
-        if i < len(tracks) and tracks[i]:
-            register_leaf(c, arguments[-1])
-        cells.append(c)
-    saved = [(t, t._cell, t.grad) for _, t in state]
-    symbolic: list[Cell] = []
+    before = snapshot(state)
+    slots = before.slots
+    with lazy.new_trace() as trace, collector_paused():
+        names = _argument_names(fn, structure, len(types))
+        cells = [_symbolic(t, n) for t, n in zip(types, names, strict=True)]
+        arguments = [Tensor._of(c) for c in cells]
+        for t, tracked in zip(arguments, tracks, strict=False):
+            t.requires_grad_(tracked)
+        saved = [(s.tensor, s.tensor._cell, s.tensor._grad) for s in slots]
+        try:
+            symbolic = [_bind(s) for s in slots]
+            args, kwargs = pytree.unflatten(structure, arguments)
+            result = fn(*args, **kwargs)
+            outputs, out_structure = pytree.tensors(result)
+            after = snapshot(state)
+            _refuse_changes(before, after)
+            return _traced(_name(fn), trace, cells, symbolic, slots, after, outputs, out_structure)
+        finally:
+            for t, cell, grad in saved:
+                t._cell, t._grad = cell, grad
+            for s in slots:
+                if not isinstance(s.holder, Tensor | tuple):
+                    s.put(s.tensor)
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Without the cycle collector: what traces and passes make stays until they are done."""
+    paused = gc.isenabled()
+    gc.disable()
     try:
-        for path, tensor in state:
-            c = Cell(tensor.type)
-            c.symbolic = path
-            if tensor._cell.tracks:
-                register_leaf(c, tensor)
-            tensor._cell = c
-            tensor.grad = None
-            symbolic.append(c)
-        args, kwargs = unflatten(structure, arguments)
-        result = fn(*args, **kwargs)
-        outputs, out_structure = flatten(result)
-        rebound = [i for i, (_, t) in enumerate(state) if t._cell is not symbolic[i]]
-        roots = [t._cell for t in outputs] + [state[i][1]._cell for i in rebound]
-        graph, kept = _graph(
-            name or _name(fn), roots, cells, symbolic, names, state, first, rebound, len(outputs)
-        )
+        yield
     finally:
-        for tensor, cell, g in saved:
-            tensor._cell, tensor.grad = cell, g
-    return Traced(
-        graph, tuple(range(len(cells))), kept, len(outputs), out_structure, tuple(rebound)
-    )
+        if paused:
+            gc.enable()
 
 
-def _graph(
+def _symbolic(t: TensorType, name: str) -> Cell:
+    cell = Cell(t)
+    cell.symbolic = name
+    return cell
+
+
+def _bind(slot: Slot) -> Cell:
+    """Let the slot's tensor be symbolic."""
+    t = slot.tensor
+    leaf = t.requires_grad
+    cell = _symbolic(t.type, slot.path)
+    t._cell = cell
+    if leaf:
+        t.requires_grad_()
+    if not isinstance(t._grad, Tensor):
+        t._grad = autograd.Initial(t._grad)
+    return cell
+
+
+def _refuse_changes(before: Snapshot, after: Snapshot) -> None:
+    changes = before.differences(after)
+    if changes:
+        raise TraceError(
+            "the traced function changes state that is no tensor, which a compiled program cannot "
+            f"repeat: {'; '.join(changes[:3])}",
+            caller(),
+        )
+
+
+def _traced(
     name: str,
-    roots: Sequence[Cell],
+    trace: lazy.Trace,
     arguments: Sequence[Cell],
     symbolic: Sequence[Cell],
-    names: Sequence[str],
-    state: Sequence[tuple[str, Tensor]],
-    first: int,
-    rebound: Sequence[int],
-    outputs: int,
-) -> tuple[Graph, tuple[int, ...]]:
-    records, leaves = lazy.walk(roots)
-    own = set(arguments) | set(symbolic)
-    constants: list[Op] = []
-    for c in leaves:
-        if c in own:
-            continue
-        if c.data is None or c.value.id < first:
-            raise _capture(c, records)
-        assert c.data is not None
-        data = c.data.numpy(c.value.type.dtype.numpy, c.data.shape)
-        where = next((r.op.locs for r in records if c in r.args), frozenset((caller(),)))
-        constants.append(Constant(np.array(data), results=(c.value,), locs=where))
-    read = set(leaves)
-    kept = tuple(i for i, c in enumerate(symbolic) if c in read)
-    inputs = [*arguments, *(symbolic[i] for i in kept)]
-    labels = [*names, *(_identifier(state[i][0]) for i in kept)]
-    donate = [
-        (len(arguments) + kept.index(i), outputs + k) for k, i in enumerate(rebound) if i in kept
+    slots: Sequence[Slot],
+    after: Snapshot,
+    outputs: Sequence[Tensor],
+    structure: pytree.Tree,
+) -> Traced:
+    now = {s.path: s.tensor for s in after.slots}
+    results = [resolve(t._cell) for t in outputs]
+    writes = [
+        (i, cell)
+        for i, (slot, own) in enumerate(zip(slots, symbolic, strict=True))
+        if slot.path in now and (cell := resolve(now[slot.path]._cell)) is not own
     ]
+    grads = [(i, s.tensor._grad) for i, s in enumerate(slots) if not isinstance(s.holder, Tensor)]
+    kept = [
+        (i, resolve(g.grad._cell))
+        for i, g in grads
+        if isinstance(g, autograd.Traced) and not g.read
+    ]
+    effects = [c for r in trace.effects for c in r.cells()]
+    roots = [*results, *(c for _, c in writes), *(c for _, c in kept)]
+    records, leaves = lazy.collect([*effects, *roots], trace.first)
+    refuse_captures(trace, records, leaves)
+    constants = [constant_op(c, records) for c in leaves if c.symbolic is None]
+    used = set(leaves)
+    reads = tuple(i for i, c in enumerate(symbolic) if c in used)
+    inputs = [*arguments, *(symbolic[i] for i in reads)]
+    at_input = {c: Ref("input", i) for i, c in enumerate(inputs)}
+    computed = list(dict.fromkeys(c for c in roots if c not in at_input))
+    where = {**{c: Ref("output", i) for i, c in enumerate(computed)}, **at_input}
+    names = [c.symbolic or "" for c in inputs]
     graph = Graph(
         name,
         [c.value for c in inputs],
-        [*constants, *(r.op for r in records)],
-        [c.value for c in roots],
-        _unique(labels),
-        donate=donate,
+        [*constants, *lazy.nodes_of(records)],
+        [c.value for c in computed],
+        _unique(names),
+        donate=_donations(reads, len(arguments), [(i, where[c]) for i, c in writes]),
     )
-    return graph, kept
+    return Traced(
+        graph,
+        len(arguments),
+        reads,
+        structure,
+        tuple(where[c] for c in results),
+        tuple((i, where[c]) for i, c in writes),
+        tuple(
+            GradWrite(i, where.get(dict(kept).get(i)), isinstance(g, autograd.Traced) and g.read)  # type: ignore[arg-type]
+            for i, g in grads
+            if g is None or isinstance(g, autograd.Traced)
+        ),
+        tuple(i for i, g in grads if isinstance(g, autograd.Initial) and g.read),
+    )
 
 
-def _capture(c: Cell, records: Sequence[lazy.Record]) -> TraceError:
-    reader = next((r.op for r in records if c in r.args), None)
-    if c.symbolic is not None:
-        message = f"a tensor of another trace (%{c.symbolic}: {c.value.type}) is read"
-    else:
-        message = (
-            f"a tensor ({c.value.type}) that is neither an argument nor state is read while the "
-            "function is traced: pass it, name it in state=[...], or wrap it in nir.constant()"
+def _donations(
+    reads: Sequence[int], first: int, writes: Sequence[tuple[int, Ref]]
+) -> list[tuple[int, int]]:
+    """(input, output) for each state tensor that the function reads and rebinds."""
+    position = {slot: first + k for k, slot in enumerate(reads)}
+    return [(position[i], ref.index) for i, ref in writes if ref.kind == "output" and i in position]
+
+
+def refuse_captures(trace: lazy.Trace, records: Sequence[Record], leaves: Sequence[Cell]) -> None:
+    """TraceError, at the reader's line, if ``leaves`` hold a cell that is not the trace's own."""
+    for c in leaves:
+        if c.born >= trace.first:
+            continue
+        reader = next((r for r in records if any(resolve(a) is c for a in r.args)), None)
+        where = ", ".join(map(str, sorted(reader.op.locs))) if reader else caller()
+        if c.symbolic is not None:
+            raise TraceError(f"a tensor (%{c.symbolic}: {c.type}) of another trace is read", where)
+        raise TraceError(
+            f"a tensor ({c.type}) that is neither argument nor state is read while the function is "
+            "traced: pass it, name its owner in state=[...], or wrap it in nir.constant()",
+            where,
         )
-    where: Any = ", ".join(map(str, sorted(reader.locs))) if reader is not None else caller()
-    return TraceError(message, where)
 
 
-def _argument_names(fn: Callable[..., Any], structure: Any, count: int) -> list[str]:
-    """Names of the tensor arguments, from the function's parameters where they are plain."""
-    args, kwargs = structure
-    code = getattr(getattr(fn, "forward", fn), "__code__", None)
-    parameters = list(code.co_varnames[: code.co_argcount]) if code is not None else []
-    if parameters[:1] == ["self"]:
-        parameters = parameters[1:]
-    names = [""] * count
-    given = {parameters[i] if i < len(parameters) else f"arg{i}": a for i, a in enumerate(args)}
-
-    def visit(x: Any, label: str) -> None:
-        if hasattr(x, "index") and not isinstance(x, (tuple, list, str)):
-            names[x.index] = _identifier(label)
-        elif isinstance(x, (tuple, list)):
-            for i, v in enumerate(x):
-                visit(v, f"{label}_{i}")
-        elif isinstance(x, dict):
-            for k, v in x.items():
-                visit(v, f"{label}_{k}")
-
-    for label, a in {**given, **kwargs}.items():
-        visit(a, label)
-    return _unique(names)
+def constant_op(c: Cell, records: Sequence[Record]) -> Op:
+    """The Constant that ``c``, a tensor made while tracing, becomes."""
+    assert c.data is not None
+    reader = next((r for r in records if any(resolve(a) is c for a in r.args)), None)
+    locs = reader.op.locs if reader is not None else frozenset((caller(),))
+    return Constant(np.array(c.data.numpy()), results=(c.value,), locs=locs)
 
 
-def _identifier(path: str) -> str:
-    text = re.sub(r"\W", "_", path).strip("_") or "x"
-    return text if not text[0].isdigit() else f"p{text}"
+# ---- names -------------------------------------------------------------------------------------
+
+
+def _argument_names(fn: Callable[..., Any], structure: pytree.Tree, count: int) -> list[str]:
+    """Names of the tensor arguments: their parameters', and paths inside of them."""
+    assert isinstance(structure, pytree.Node)
+    args, kwargs = structure.children
+    assert isinstance(args, pytree.Node) and isinstance(kwargs, pytree.Node)
+    names: dict[int, str] = {}
+    for label, child in zip(parameter_names(fn, len(args.children)), args.children, strict=True):
+        names |= pytree.paths(child, label)
+    for label, child in zip(kwargs.extra, kwargs.children, strict=True):
+        names |= pytree.paths(child, label)
+    return [names[i] for i in range(count)]
+
+
+def parameter_names(fn: Callable[..., Any], count: int) -> list[str]:
+    """Names of the first ``count`` positional parameters of ``fn``."""
+    named: list[str] = []
+    try:
+        for p in inspect.signature(getattr(fn, "forward", fn)).parameters.values():
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD):
+                named.append(p.name)
+    except (TypeError, ValueError):
+        pass
+    return [named[i] if i < len(named) else f"arg{i}" for i in range(count)]
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    seen: dict[str, int] = {}
+    taken: set[str] = set()
     out = []
     for n in names:
-        count = seen.get(n, 0)
-        seen[n] = count + 1
-        out.append(n if not count else f"{n}_{count}")
+        base = re.sub(r"[^\w.]", "_", n).strip(".") or "x"
+        base = base if base[0].isalpha() or base[0] == "_" else f"_{base}"
+        name, k = base, 1
+        while name in taken:
+            name, k = f"{base}_{k}", k + 1
+        taken.add(name)
+        out.append(name)
     return out
 
 
@@ -212,45 +281,33 @@ def _name(fn: Any) -> str:
     return name if name.isidentifier() else "fn"
 
 
-def trace(fn: Callable[..., Any], *specs: Any, **kwargs: Any) -> Graph:
-    """The Graph of ``fn``; arguments are specs ("f32[B,4]" or `spec`), arrays, Tensors or static.
-
-    State of a Module becomes inputs after the arguments, named by path.
-    """
-    types, structure = argument_types((specs, kwargs))
-    state, _ = state_of([*owned_state(fn), default_generator])
-    return trace_function(fn, types, structure, state).graph
+# ---- the public function -----------------------------------------------------------------------
 
 
 def owned_state(fn: Any) -> list[Any]:
-    """The state that ``fn`` brings along: itself if it is an object with tensors, else none."""
+    """The state that ``fn`` brings along: itself, if it is an object; a method's object."""
     owner = getattr(fn, "__self__", fn)
-    return (
-        [owner]
-        if hasattr(owner, "__dict__")
-        and not callable(getattr(owner, "__code__", None))
-        and not hasattr(owner, "__code__")
-        else []
-    )
+    plain = inspect.isroutine(owner) or inspect.ismodule(owner) or inspect.isclass(owner)
+    return [] if plain or not hasattr(owner, "__dict__") else [owner]
 
 
-def argument_types(tree: Any) -> tuple[list[TensorType], Any]:
-    """Types of the tensor arguments in ``tree``, and its structure; specs count as tensors."""
-    types: list[TensorType] = []
+def all_state(fn: Any, state: Any) -> dict[str, Any]:
+    """The state of a compiled ``fn``: its own, what the user names, and the default generator."""
+    own = dict(state) if isinstance(state, Mapping) else named([*owned_state(fn), *state])
+    return {**own, "default_generator": default_generator}
 
-    def visit(x: Any) -> Any:
-        match x:
-            case Spec():
-                placeholder = Tensor._of(Cell(x.type))
-                return placeholder
-            case str() if "[" in x:
-                return visit(spec(x))
-            case tuple() | list():
-                return type(x)(visit(v) for v in x)
-            case dict():
-                return {k: visit(v) for k, v in x.items()}
-        return x
 
-    tensors, structure = flatten(visit(tree))
-    types = [t.type for t in tensors]
-    return types, structure
+def trace(fn: Callable[..., Any], *specs: Any, state: Any = (), **kwargs: Any) -> Graph:
+    """The Graph of ``fn``.
+
+    Arguments are specs ("f32[B,4]" or `nir.spec`), Tensors or arrays, trees of these, or static.
+    Tensors of the state that it reads (of ``state``, and of ``fn`` if it is a Module) are inputs
+    after the arguments, named by path; the values it rebinds them to are outputs after its
+    results. Raises TraceError where the function does what a graph cannot hold.
+
+    >>> import nir
+    >>> print(nir.trace(lambda x: x.relu(), "f32[B,4]").output_types)
+    (f32[B,4],)
+    """
+    types, structure = argument_types((specs, kwargs))
+    return trace_function(fn, types, structure, all_state(fn, state)).whole_graph

@@ -1,0 +1,135 @@
+"""`nir.compile`: functions, Modules and Graphs compiled ahead of their first call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nir.compile import compile_graph
+from nir.errors import TraceError
+from nir.frontend import flush, pytree
+from nir.frontend.jit import borrowed, check_arguments, concrete, shown
+from nir.frontend.lazy import Cell
+from nir.frontend.spec import argument_types
+from nir.frontend.state import snapshot
+from nir.frontend.tensor import Tensor
+from nir.frontend.trace import Ref, Traced, all_state, trace_function
+from nir.ir.graph import Graph
+from nir.ir.location import caller
+from nir.runtime import Storage
+
+
+class CompiledFunction:
+    """A program that takes and returns Tensors, with the state it reads bound to it."""
+
+    def __init__(
+        self, traced: Traced, arguments: pytree.Tree, compiled: flush.Compiled,
+        bound: Sequence[Storage],
+    ) -> None:  # fmt: skip
+        self.traced = traced
+        self._arguments = arguments
+        self._compiled = compiled
+        self._bound = list(bound)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run on Tensors or arrays. Raises ShapeError or DTypeError for ones that do not fit."""
+        leaves, structure = pytree.flatten((args, kwargs))
+        if structure != self._arguments:
+            raise TraceError(
+                f"{self.traced.graph.name}: expected arguments {shown(self._arguments)}, "
+                f"got {shown(structure)}",
+                caller(),
+            )
+        tensors = [x if isinstance(x, Tensor) else borrowed(x) for x in leaves]
+        graph = self.traced.graph
+        names = graph.input_names[: len(tensors)]
+        check_arguments(graph.input_types[: len(tensors)], [t.type for t in tensors], names)
+        flush.realize([t._cell for t in tensors])
+        data = [*(flush.store(t._cell, graph.name) for t in tensors), *self._bound]
+        outputs = self._compiled.run(graph, data)
+
+        def result(ref: Ref) -> Tensor:
+            out = (outputs if ref.kind == "output" else data)[ref.index]
+            own = graph.outputs if ref.kind == "output" else graph.inputs
+            cell = Cell(concrete(own[ref.index].type, out), out)
+            # An input handed through: the caller may hold and change its memory.
+            return Tensor._of(cell) if ref.kind == "output" else Tensor(Tensor._of(cell).numpy())
+
+        return pytree.unflatten(self.traced.structure, [result(r) for r in self.traced.results])
+
+    @property
+    def executable(self) -> Any:
+        return self._compiled.executable
+
+    @property
+    def graph(self) -> Graph:
+        """The traced graph; `executable.graph` is the lowered one."""
+        return self.traced.graph
+
+    @property
+    def program(self) -> Any:
+        """The flat list of calls that runs."""
+        return self.executable.program
+
+    @property
+    def peak_bytes(self) -> Any:
+        """Bytes of the arena: an expression where sizes are symbolic."""
+        return self.executable.peak_bytes
+
+    @property
+    def compile_seconds(self) -> float:
+        seconds: float = self.executable.compile_seconds
+        return seconds
+
+    def save(self, path: str | Path) -> None:
+        """Write a package: one file that runs elsewhere, the bound state inside."""
+        first = self.traced.arguments
+        self.executable.save(path, {first + i: s for i, s in enumerate(self._bound)})
+
+
+def compile(fn: Any, *specs: Any, target: Any = "cpu", state: Any = (), **kwargs: Any) -> Any:
+    """Compile a function, a Module or a Graph for arguments of ``specs`` ("f32[B,784]").
+
+    State (that of a Module, and ``state``) is bound as it is now: later changes do not show. Raises
+    TraceError for a function that rebinds its state (a model in training): use `jit`, or ``eval()``.
+    """
+    if isinstance(fn, Graph):
+        return CompiledFunction(*_of_graph(fn), flush.Compiled(compile_graph(fn, target), fn), [])
+    types, structure = argument_types((specs, kwargs))
+    named = all_state(fn, state)
+    traced = trace_function(fn, types, structure, named)
+    slots = snapshot(named).slots
+    if traced.writes:
+        names = ", ".join(slots[i].path for i, _ in traced.writes[:3])
+        raise TraceError(
+            f"compile: the function rebinds its state ({names}): use nir.jit, or call eval() first",
+            caller(),
+        )
+    cells = [slots[i].tensor._cell for i in traced.reads]
+    flush.realize(cells)
+    bound = [flush.store(c, "compile") for c in cells]
+    # Not shared with jit's programs: its compile time is its own.
+    compiled = flush.Compiled(_located(traced.graph, target), traced.graph)
+    return CompiledFunction(traced, structure, compiled, bound)
+
+
+def _located(graph: Graph, target: Any) -> Any:
+    from_ = caller()
+    try:
+        return compile_graph(graph, target)
+    except Exception as error:
+        if getattr(error, "location", ...) is None:
+            error.location = from_  # type: ignore[attr-defined]
+        raise
+
+
+def _of_graph(graph: Graph) -> tuple[Traced, pytree.Tree]:
+    """A graph as a function of its inputs: one Tensor, or a tuple of them."""
+    count = len(graph.inputs)
+    arguments = pytree.Node(tuple, None, tuple(map(pytree.Leaf, range(count))))
+    leaves: tuple[pytree.Tree, ...] = tuple(map(pytree.Leaf, range(len(graph.outputs))))
+    out = leaves[0] if len(leaves) == 1 else pytree.Node(tuple, None, leaves)
+    results = tuple(Ref("output", i) for i in range(len(graph.outputs)))
+    traced = Traced(graph, count, (), out, results, (), (), ())
+    return traced, pytree.Node(tuple, None, (arguments, pytree.Node(dict, (), ())))

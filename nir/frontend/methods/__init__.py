@@ -1,1 +1,0 @@
-"""The methods of `Tensor`, in groups."""

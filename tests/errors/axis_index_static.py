@@ -1,0 +1,5 @@
+# expect: IndexRangeError line 5
+import nir
+
+x = nir.ones(2, 3)
+x[:, 3]

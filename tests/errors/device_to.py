@@ -1,0 +1,5 @@
+# expect: DeviceError line 5
+import nir
+
+x = nir.ones(3)
+x.to("cuda")

@@ -1,0 +1,5 @@
+# expect: DTypeError line 5
+import nir
+
+x = nir.arange(3)
+x.requires_grad_()

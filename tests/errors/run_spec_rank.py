@@ -1,0 +1,10 @@
+# expect: ShapeError line 10
+import nir
+
+
+@nir.jit(specs=("f32[B,4]",))
+def double(x):
+    return x * 2
+
+
+double(nir.ones(4))

@@ -1,0 +1,5 @@
+# expect: ShapeError line 5
+import nir
+
+x = nir.arange(12)
+x.reshape(5, 2)
