@@ -1,5 +1,5 @@
-"""Deployment: packages that run without the model's code, tracing or compiler."""
+"""Deployment: packages that run without the model's code, without tracing or compiler."""
 
-from nir.runtime.loaded import Loaded, load
+from nir import load
 
-__all__ = ["Loaded", "load"]
+__all__ = ["load"]

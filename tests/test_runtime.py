@@ -19,7 +19,7 @@ from nir.errors import (
     UnsupportedError,
 )
 from nir.ir.dim import ceildiv, floordiv, symbol
-from nir.ir.program import Buffer, Call, Epilogue, Program
+from nir.ir.program import Buffer, Call, Donation, Epilogue, Program
 from nir.ir.types import DTYPES, TensorType, f32
 from nir.runtime import Executable, HostKernel, Storage, _core, as_storage, memory_stats
 from nir.runtime.encode import decode, encode
@@ -271,6 +271,45 @@ def test_donation_copies_where_the_memory_is_shared(how: str) -> None:
         address = a.address
         (out,) = exe.run([a, b], donate=[0])
         assert out.address == address and a.stale
+
+
+def test_a_failed_run_gives_back_what_it_did_not_touch() -> None:
+    # One donated state is written before the gather that may fail, the other after it.
+    t = TensorType(f32, (B, 4))
+    gather = h.gather_program()
+    program = Program(
+        "step",
+        (t, t, gather.inputs[1].with_(shape=(3,))),
+        (t, t, TensorType(f32, (3, 4))),
+        (
+            Buffer("input", 0, 0, 16 * B),
+            Buffer("output", 0, 0, 16 * B),
+            Buffer("input", 1, 0, 16 * B),
+            Buffer("output", 1, 0, 16 * B),
+            Buffer("input", 2, 0, 24),
+            Buffer("output", 2, 0, 48),
+        ),
+        (
+            Call("t_add", (2, 2, 3), (4,), B, 4, op="early"),
+            Call("t_gather", (0, 4, 5), (4, B), 3, 4, op="take"),
+            Call("t_add", (0, 0, 1), (4,), B, 4, op="late"),
+        ),
+        0,
+        codes=h.gcc_codes({"t_add": h.ADD, "t_gather": h.GATHER}),
+        donations=(Donation(0, 0), Donation(1, 1)),
+    )
+    exe = Executable(program)
+    x, y = arrays(6)
+    state, other = Storage.from_numpy(x), Storage.from_numpy(y)
+    bad, good = (Storage.from_numpy(np.array([0, 1, i])) for i in (6, 5))
+    with pytest.raises(IndexRangeError):
+        exe.run([state, other, bad], donate=[0, 1])
+    assert not state.stale and other.stale
+    np.testing.assert_array_equal(state.numpy(), x)
+    address = state.address
+    out = exe.run([state, Storage.from_numpy(y), good], donate=[0, 1])
+    assert state.stale and out[0].address == address
+    np.testing.assert_array_equal(out[0].numpy(), x + x)
 
 
 # ---- storage -------------------------------------------------------------------------------------

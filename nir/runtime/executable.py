@@ -98,7 +98,8 @@ class Executable:
         """The outputs for ``inputs``; releases the interpreter's lock, and may run on many threads.
 
         Inputs numbered in ``donate`` are offered: where the program can use one, and nothing else
-        holds its memory, an output takes it over and the input is stale afterwards.
+        holds its memory, an output takes it over and the input is stale afterwards (after a run
+        that failed: only if a call up to the one that failed had that output as an argument).
         Raises ShapeError or DTypeError for inputs that do not fit, StaleTensorError for one that
         was donated before, and IndexRangeError at the user's line.
         """

@@ -68,8 +68,7 @@ std::string describe(const TensorRef &t) {
   return t.layout.empty() ? out : out + "{" + t.layout + "}";
 }
 
-// ---- construction
-// --------------------------------------------------------------------------------
+// ---- construction -------------------------------------------------------------------------------
 
 Executable::Executable(Program program, std::vector<TensorRef> constants, const Codes &codes,
                        const Hosts &hosts, const std::string &isa)
@@ -173,8 +172,7 @@ void Executable::resolve_kernels(const Codes &codes, const Hosts &hosts, const s
   for (size_t i = 0; i < loaded.size(); ++i) kernels_[targets[i]] = loaded[i];
 }
 
-// ---- binding
-// -------------------------------------------------------------------------------------
+// ---- binding ------------------------------------------------------------------------------------
 
 namespace {
 
@@ -482,8 +480,17 @@ Executable::Run::Run(Executable &exe, std::vector<TensorRef> &inputs,
 
 Executable::Run::~Run() { exe_.return_context(context_); }
 
-// ---- running
-// -------------------------------------------------------------------------------------
+bool Executable::touches_output(uint32_t output, size_t last) const {
+  const auto is_it = [&](uint32_t b) {
+    return program_.buffers[b].kind == kOutput && program_.buffers[b].index == output;
+  };
+  for (size_t i = 0; i <= last && i < program_.calls.size(); ++i)
+    for (const auto *args : {&program_.calls[i].args, &program_.calls[i].epilogue_args})
+      if (std::any_of(args->begin(), args->end(), is_it)) return true;
+  return false;
+}
+
+// ---- running ------------------------------------------------------------------------------------
 
 namespace {
 

@@ -65,6 +65,8 @@ class Executable {
 
   const Program &program() const { return program_; }
   const std::vector<TensorRef> &constants() const { return constants_; }
+  // Whether a call up to number `last` takes output `output` as an argument.
+  bool touches_output(uint32_t output, size_t last) const;
   const char *isa() const { return isa_name(isa_); }
 
  private:

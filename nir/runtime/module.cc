@@ -106,8 +106,19 @@ py::list run(Executable &exe, const py::sequence &inputs, const py::sequence &do
     for (size_t i = 0; i < in.size(); ++i)
       if (donated[i] && !in[i].block) inputs[i].cast<Storage &>().tensor.block.reset();
     // The Storage gave up its reference without dropping the block: the output holds the last one.
-    py::gil_scoped_release release;
-    run.execute(nanoseconds.empty() ? nullptr : nanoseconds.data());
+    try {
+      py::gil_scoped_release release;
+      run.execute(nanoseconds.empty() ? nullptr : nanoseconds.data());
+    } catch (const KernelError &e) {
+      // What no call has touched goes back: a step that fails on its data leaves its state intact.
+      for (const DonationRecord &d : exe.program().donations) {
+        const TensorRef &o = out[d.output];
+        if (!donated[d.input] || in[d.input].block || o.data != in[d.input].data) continue;
+        if (!exe.touches_output(d.output, e.call))
+          inputs[d.input].cast<Storage &>().tensor.block = o.block;
+      }
+      throw;
+    }
   }
   if (!times.is_none())
     for (int64_t n : nanoseconds) py::reinterpret_borrow<py::list>(times).append(n);

@@ -153,8 +153,7 @@ std::unique_ptr<Storage> from_numpy(const py::object &given, bool copy) {
   return s;
 }
 
-// ---- the buffer protocol
-// -------------------------------------------------------------------------
+// ---- the buffer protocol ------------------------------------------------------------------------
 
 struct BufferExport {
   BlockRef block;
@@ -206,8 +205,7 @@ void release_buffer(PyObject *, Py_buffer *view) {
   delete static_cast<BufferExport *>(view->internal);
 }
 
-// ---- DLPack
-// --------------------------------------------------------------------------------------
+// ---- DLPack -------------------------------------------------------------------------------------
 
 struct DlpackExport {
   BlockRef block;
