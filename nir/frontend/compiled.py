@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nir.compile import compile_graph
 from nir.errors import TraceError
 from nir.frontend import flush, pytree
 from nir.frontend.jit import borrowed, check_arguments, concrete, shown
@@ -91,11 +90,13 @@ class CompiledFunction:
 def compile(fn: Any, *specs: Any, target: Any = "cpu", state: Any = (), **kwargs: Any) -> Any:
     """Compile a function, a Module or a Graph for arguments of ``specs`` ("f32[B,784]").
 
-    State (that of a Module, and ``state``) is bound as it is now: later changes do not show. Raises
-    TraceError for a function that rebinds its state (a model in training): use `jit`, or ``eval()``.
+    State (a Module's, and ``state``) is bound as it is now: later changes do not show. Raises
+    TraceError for a function that rebinds its state (a model in training): use `jit` or ``eval()``.
     """
     if isinstance(fn, Graph):
-        return CompiledFunction(*_of_graph(fn), flush.Compiled(compile_graph(fn, target), fn), [])
+        return CompiledFunction(
+            *_of_graph(fn), flush.Compiled(flush.compile_located(fn, target), fn), []
+        )
     types, structure = argument_types((specs, kwargs))
     named = all_state(fn, state)
     traced = trace_function(fn, types, structure, named)
@@ -110,18 +111,8 @@ def compile(fn: Any, *specs: Any, target: Any = "cpu", state: Any = (), **kwargs
     flush.realize(cells)
     bound = [flush.store(c, "compile") for c in cells]
     # Not shared with jit's programs: its compile time is its own.
-    compiled = flush.Compiled(_located(traced.graph, target), traced.graph)
+    compiled = flush.Compiled(flush.compile_located(traced.graph, target), traced.graph)
     return CompiledFunction(traced, structure, compiled, bound)
-
-
-def _located(graph: Graph, target: Any) -> Any:
-    from_ = caller()
-    try:
-        return compile_graph(graph, target)
-    except Exception as error:
-        if getattr(error, "location", ...) is None:
-            error.location = from_  # type: ignore[attr-defined]
-        raise
 
 
 def _of_graph(graph: Graph) -> tuple[Traced, pytree.Tree]:

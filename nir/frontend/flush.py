@@ -15,8 +15,8 @@ from nir.compile import compile_graph
 from nir.errors import NirError
 from nir.frontend import lazy
 from nir.frontend.lazy import Cell, Record, resolve
-from nir.ir.dim import Poly
 from nir.ir.graph import Graph
+from nir.ir.location import caller
 from nir.ir.op import Op, Value
 from nir.ir.program import Target
 from nir.ir.types import TensorType
@@ -92,7 +92,7 @@ def compiled(graph: Graph, target: str | Target | None = None) -> Compiled:
     with _programs.lock:
         found = _programs.entries.get(key)
         if found is None:
-            found = Compiled(compile_graph(graph, target), graph)
+            found = Compiled(compile_located(graph, target), graph)
             _programs.entries[key] = found
             _programs.compiles += 1
             if len(_programs.entries) > _CACHE_SIZE:
@@ -100,6 +100,15 @@ def compiled(graph: Graph, target: str | Target | None = None) -> Compiled:
         else:
             _programs.entries.move_to_end(key)
     return found
+
+
+def compile_located(graph: Graph, target: str | Target) -> Any:
+    """`compile_graph`; an error that names no line names the caller's."""
+    try:
+        return compile_graph(graph, target)
+    except NirError as error:
+        error.location = error.location or caller()
+        raise
 
 
 # ---- looking at values -------------------------------------------------------------------------
@@ -174,7 +183,8 @@ def realize(cells: Iterable[Cell]) -> None:
         nodes,
         [c.value for c in wanted],
     )
-    data = [*(c.data for c in inputs.values()), *(Storage.from_numpy(a) for _, a in lifted)]
+    data = [c.data for c in inputs.values() if c.data is not None]
+    data += [Storage.from_numpy(a) for _, a in lifted]
     for cell, out in zip(wanted, compiled(graph).run(graph, data), strict=True):
         cell.data = out
         if cell.record is not None and (not cell.tracks or cell.record.released):
@@ -203,9 +213,7 @@ def _nodes(
 
 
 def _is_lifted(value: Any) -> bool:
-    return (
-        isinstance(value, float) and not isinstance(value, Poly) and value not in (0.0, 1.0, -1.0)
-    )
+    return isinstance(value, float) and value not in (0.0, 1.0, -1.0)
 
 
 def bound_depth(cells: Sequence[Cell]) -> None:
@@ -213,7 +221,6 @@ def bound_depth(cells: Sequence[Cell]) -> None:
     r = cells[0].record if cells else None
     if r is None:
         return
-    exported = any(c.exported for c in r.args)
-    if exported or r.depth > _DEPTH_LIMIT:
-        if lazy.tracing() is None and lazy.traced_leaf(cells) is None:
-            realize(cells)
+    due = r.depth > _DEPTH_LIMIT or any(c.exported for c in r.args)
+    if due and lazy.tracing() is None and lazy.traced_leaf(cells) is None:
+        realize(cells)

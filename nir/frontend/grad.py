@@ -108,7 +108,7 @@ def jacobian(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 def _variables(
     args: tuple[Any, ...], numbers: tuple[int, ...]
 ) -> tuple[list[Any], list[Cell], list[tuple[pytree.Tree, int]]]:
-    """(arguments with variables in the places ``numbers``, their cells, (structure, count) of each)."""
+    """(arguments with variables in the places ``numbers``, their cells, (tree, count) of each)."""
     given, variables, trees = list(args), [], []
     for n in numbers:
         if not 0 <= n < len(args):

@@ -13,6 +13,7 @@ from nir.errors import NirError, ShapeError
 from nir.frontend.functional import eye, full
 from nir.frontend.random import rand, randn
 from nir.frontend.tensor import Tensor
+from nir.ir.location import caller
 
 FanMode = Literal["fan_in", "fan_out"]
 
@@ -29,7 +30,7 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
         return math.sqrt(2 / (1 + slope**2))
     if nonlinearity not in _GAINS:
         known = ", ".join([*_GAINS, "leaky_relu"])
-        raise NirError(f"calculate_gain: expected one of {known}, got {nonlinearity!r}")
+        raise NirError(f"calculate_gain: expected one of {known}, got {nonlinearity!r}", caller())
     return _GAINS[nonlinearity]
 
 
@@ -48,7 +49,7 @@ def ones_(tensor: Tensor) -> Tensor:
 def eye_(tensor: Tensor) -> Tensor:
     """Ones on the diagonal of a matrix."""
     if len(tensor.shape) != 2:
-        raise ShapeError(f"eye_: expected a matrix, got shape {tuple(tensor.shape)}")
+        raise ShapeError(f"eye_: expected a matrix, got shape {tuple(tensor.shape)}", caller())
     rows, columns = _sizes(tensor)
     return _fill(tensor, eye(rows, columns, dtype=tensor.dtype))
 
@@ -91,7 +92,7 @@ def kaiming_normal_(
 
 def _kaiming_std(tensor: Tensor, a: float, mode: FanMode, nonlinearity: str, name: str) -> float:
     if mode not in ("fan_in", "fan_out"):
-        raise NirError(f"{name}: expected mode 'fan_in' or 'fan_out', got {mode!r}")
+        raise NirError(f"{name}: expected mode 'fan_in' or 'fan_out', got {mode!r}", caller())
     fan = _fans(tensor, name)[mode == "fan_out"]
     return calculate_gain(nonlinearity, a) / math.sqrt(fan)
 
@@ -99,7 +100,9 @@ def _kaiming_std(tensor: Tensor, a: float, mode: FanMode, nonlinearity: str, nam
 def _fans(tensor: Tensor, name: str) -> tuple[int, int]:
     if len(tensor.shape) < 2:
         shape = tuple(tensor.shape)
-        raise ShapeError(f"{name}: expected at least 2 axes, for fan in and fan out, got {shape}")
+        raise ShapeError(
+            f"{name}: expected at least 2 axes, for fan in and fan out, got {shape}", caller()
+        )
     out, channels, *kernel = _sizes(tensor)
     return channels * math.prod(kernel), out * math.prod(kernel)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nir.errors import DeviceError, NirError, TraceError
+from nir.errors import DeviceError, DTypeError, NirError, TraceError
 from nir.frontend import autograd, emit, flush, lazy, pytree
 from nir.frontend.lazy import Cell
 from nir.frontend.spec import argument_types
@@ -211,11 +211,12 @@ class Jitted:
         """Why no trace fits: what differs from the one that is nearest."""
         if not self._entries:
             return "first call"
-        changes = [
+        changes: list[list[str]] = [
             [*e.signature.differences(signature), *e.facts.differences(found)]
             for e in self._entries
         ]
-        return "; ".join(min(changes, key=len))
+        nearest: list[str] = min(changes, key=len)
+        return "; ".join(nearest)
 
     # ---- running -------------------------------------------------------------------------------
 
@@ -341,7 +342,7 @@ def check_arguments(
             if t.device != own.device:
                 raise DeviceError(f"{name}: expected a tensor on {t.device}, got {own}", where)
             if t.dtype != own.dtype:
-                raise emit.DTypeError(f"{name}: expected {t}, got {own}", where)
+                raise DTypeError(f"{name}: expected {t}, got {own}", where)
         bind_shapes(types, [g.shape for g in given], names)  # type: ignore[misc]
     except NirError as error:
         error.location = error.location or where
@@ -357,7 +358,7 @@ def jit(
     donate: Sequence[str] = (),
     target: Any = None,
 ) -> Any:
-    """Compile ``fn``: it is traced when first called, and again when what it was traced for changes.
+    """Compile ``fn``: traced when first called, and again when what it was traced for changes.
 
     state: modules, optimisers, generators, or trees of tensors, that ``fn`` reads or rebinds; they
         are updated together after a successful run. Plain attributes of theirs (``training``) are

@@ -101,7 +101,8 @@ def unflatten(structure: Tree, leaves: Sequence[Any]) -> Any:
                 return _REGISTERED[kind][1](extra, parts)
             if issubclass(kind, dict):
                 return kind(zip(extra, parts, strict=True))
-            return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
+            make: Any = kind
+            return make(*parts) if hasattr(kind, "_fields") else make(parts)
 
 
 def tensors(tree: Any) -> tuple[list[Tensor], Tree]:

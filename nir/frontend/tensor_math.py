@@ -38,10 +38,10 @@ class MathMethods:
             emit.one(op, emit.cast(x, f32) if floating and not x.dtype.is_float else x)
         )
 
-    def _binary(self, op: type[Op], other: Any, reflected: bool = False) -> Any:
+    def _binary(self, op: type[Op], other: Any, reflected: bool = False) -> Tensor:
         y = operand(other)
         if y is None:
-            return NotImplemented
+            return NotImplemented  # type: ignore[no-any-return]
         return self._new(emit.binary(op, *((y, self._cell) if reflected else (self._cell, y))))
 
     # ---- operators -----------------------------------------------------------------------------
@@ -157,23 +157,23 @@ class MathMethods:
     # ---- named arithmetic ----------------------------------------------------------------------
 
     def add(self, other: Any, alpha: float = 1) -> Tensor:
-        return self + (other if alpha == 1 else other * alpha)
+        return self._binary(ops.Add, other if alpha == 1 else other * alpha)
 
     def sub(self, other: Any, alpha: float = 1) -> Tensor:
-        return self - (other if alpha == 1 else other * alpha)
+        return self._binary(ops.Sub, other if alpha == 1 else other * alpha)
 
     def mul(self, other: Any) -> Tensor:
-        return self * other
+        return self._binary(ops.Mul, other)
 
     def div(self, other: Any) -> Tensor:
-        return self / other
+        return self._binary(ops.Div, other)
 
     def pow(self, exponent: Any) -> Tensor:
-        return self**exponent
+        return self.__pow__(exponent)
 
     def matmul(self, other: Any) -> Tensor:
         """(..., M, K) x (..., K, N), batch axes broadcast; a 1-d operand is a row or a column."""
-        return self @ other
+        return self.__matmul__(other)
 
     def maximum(self, other: Any) -> Tensor:
         """The larger; nan if either is nan."""
@@ -192,22 +192,22 @@ class MathMethods:
     clip = clamp
 
     def eq(self, other: Any) -> Tensor:
-        return self == other
+        return self._binary(ops.Eq, other)
 
     def ne(self, other: Any) -> Tensor:
-        return self != other
+        return self._binary(ops.Ne, other)
 
     def lt(self, other: Any) -> Tensor:
-        return self < other
+        return self._binary(ops.Lt, other)
 
     def le(self, other: Any) -> Tensor:
-        return self <= other
+        return self._binary(ops.Le, other)
 
     def gt(self, other: Any) -> Tensor:
-        return self > other
+        return self._binary(ops.Gt, other)
 
     def ge(self, other: Any) -> Tensor:
-        return self >= other
+        return self._binary(ops.Ge, other)
 
     def logical_not(self) -> Tensor:
         return self._new(emit.one(ops.LogicalNot, emit.cast(self._cell, bool_)))

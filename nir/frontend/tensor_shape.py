@@ -50,7 +50,8 @@ class ShapeMethods(MathMethods):
             missing = exact_div(size, known) if known != 0 else 0 if size == 0 else None
             if missing is None:
                 raise ShapeError(
-                    f"reshape: the {size} elements of {self._cell.type} do not fill {shown(wanted)}",
+                    f"reshape: the {size} elements of {self._cell.type} do not fill "
+                    f"{shown(wanted)}",
                     caller(),
                 )
             wanted = (*wanted[:at], missing, *wanted[at + 1 :])
@@ -189,7 +190,8 @@ class ShapeMethods(MathMethods):
         d = self._cell.shape[axis]
         if isinstance(d, Poly):
             raise TraceError(
-                f"{what} needs a known size, and axis {axis} of {self._cell.type} has the symbolic {d}",
+                f"{what} needs a known size, and axis {axis} of {self._cell.type} has the "
+                f"symbolic {d}",
                 caller(),
             )
         return d

@@ -11,10 +11,11 @@ from typing import Literal, TypeAlias
 
 from nir import ops
 from nir.errors import DTypeError, NirError, ShapeError
-from nir.frontend.functional import apply, arange, full, maximum, where
+from nir.frontend.functional import arange, full, maximum, where
 from nir.frontend.random import Generator, bernoulli
-from nir.frontend.tensor import Tensor
+from nir.frontend.tensor import Tensor, apply
 from nir.ir.dim import Dim
+from nir.ir.location import caller
 from nir.ir.op import Op
 from nir.ir.types import DType, i64
 
@@ -31,7 +32,7 @@ def pair(value: Pair) -> tuple[int, int]:
     if isinstance(value, int):
         return value, value
     if len(value) != 2:
-        raise ShapeError(f"expected one size or two (height, width), got {tuple(value)}")
+        raise ShapeError(f"expected one size or two (height, width), got {tuple(value)}", caller())
     return int(value[0]), int(value[1])
 
 
@@ -63,7 +64,7 @@ def gelu(x: Tensor, approximate: GeluForm = "none") -> Tensor:
         return 0.5 * x * (1 + (x * math.sqrt(0.5)).erf())
     if approximate == "tanh":
         return 0.5 * x * (1 + (math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))).tanh())
-    raise NirError(f"gelu: expected approximate 'none' or 'tanh', got {approximate!r}")
+    raise NirError(f"gelu: expected approximate 'none' or 'tanh', got {approximate!r}", caller())
 
 
 def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
@@ -113,7 +114,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[1]:
         raise ShapeError(
             f"linear: expected [..., in] and [out, in], got {tuple(x.shape)} and "
-            f"{tuple(weight.shape)}"
+            f"{tuple(weight.shape)}",
+            caller(),
         )
     y = x @ weight.T
     return y if bias is None else y + bias
@@ -132,7 +134,8 @@ def conv2d(
     if x.ndim != 4 or weight.ndim != 4:
         raise ShapeError(
             f"conv2d: expected images [N,C,H,W] and a weight [O,C/groups,kh,kw], "
-            f"got {tuple(x.shape)} and {tuple(weight.shape)}"
+            f"got {tuple(x.shape)} and {tuple(weight.shape)}",
+            caller(),
         )
     y = _apply(
         ops.Conv2d,
@@ -156,9 +159,11 @@ def _padding(
     if padding == "valid":
         return (0, 0), (0, 0)
     if padding != "same":
-        raise NirError(f"conv2d: expected padding 'same', 'valid' or sizes, got {padding!r}")
+        raise NirError(
+            f"conv2d: expected padding 'same', 'valid' or sizes, got {padding!r}", caller()
+        )
     if stride != (1, 1):
-        raise NirError(f"conv2d: padding 'same' needs stride 1, got {stride}")
+        raise NirError(f"conv2d: padding 'same' needs stride 1, got {stride}", caller())
     kernel = [_static(k, "conv2d") for k in weight.shape[2:]]
     total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     # The odd element goes to the end, as in PyTorch.
@@ -226,7 +231,7 @@ def _window_means(size: int, windows: int, dtype: DType) -> Tensor:
 def embedding(indices: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
     """Rows of ``weight`` [V, D]: [...] -> [..., D]; row ``padding_idx`` gets no gradient."""
     if not indices.dtype.is_integer:
-        raise DTypeError(f"embedding: expected integer indices, got {indices.dtype}")
+        raise DTypeError(f"embedding: expected integer indices, got {indices.dtype}", caller())
     rows = _apply(ops.Take, weight, indices, axis=0)
     if padding_idx is None:
         return rows
@@ -292,7 +297,8 @@ def layer_norm(
     if axes == 0 or tuple(x.shape[-axes:]) != tuple(normalized_shape):
         raise ShapeError(
             f"layer_norm: expected last axes of {tuple(normalized_shape)}, "
-            f"got shape {tuple(x.shape)}"
+            f"got shape {tuple(x.shape)}",
+            caller(),
         )
     if axes == 1:
         return _apply(ops.LayerNorm, x, weight, bias, eps=eps)
@@ -306,7 +312,7 @@ def dropout(
 ) -> Tensor:
     """In training, 0 with probability ``p`` and x / (1 - p) otherwise."""
     if not 0 <= p <= 1:
-        raise NirError(f"dropout: expected a probability, got {p}")
+        raise NirError(f"dropout: expected a probability, got {p}", caller())
     if not training or p == 0:
         return x
     if p == 1:
@@ -376,7 +382,9 @@ def cross_entropy(
     class ``ignore_index`` count neither in the sum nor in the mean.
     """
     if not 0 <= label_smoothing <= 1:
-        raise NirError(f"cross_entropy: expected label_smoothing in [0, 1], got {label_smoothing}")
+        raise NirError(
+            f"cross_entropy: expected label_smoothing in [0, 1], got {label_smoothing}", caller()
+        )
     if target.dtype.is_float:
         target = _same_shape("cross_entropy", input, target)
         count = _static(input.shape[1], "cross_entropy")
@@ -395,14 +403,15 @@ def cross_entropy(
 def _rows(name: str, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """[N, C, ...] and [N, ...] as [M, C] and i64[M]."""
     if not target.dtype.is_integer:
-        raise DTypeError(f"{name}: expected integer classes, got {target.dtype}")
+        raise DTypeError(f"{name}: expected integer classes, got {target.dtype}", caller())
     if input.ndim == 1:
         input, target = input.unsqueeze(0), target.unsqueeze(0)
     expected = (input.shape[0], *input.shape[2:])
     if input.ndim < 2 or tuple(target.shape) != expected:
         raise ShapeError(
             f"{name}: expected a target of shape {expected} for input {tuple(input.shape)}, "
-            f"got {tuple(target.shape)}"
+            f"got {tuple(target.shape)}",
+            caller(),
         )
     if input.ndim > 2:
         to_last, _ = _channel_last(input.ndim)
@@ -425,7 +434,7 @@ def _reduce(losses: Tensor, reduction: Reduction) -> Tensor:
             return losses.sum()
         case "none":
             return losses
-    raise NirError(f"expected reduction 'mean', 'sum' or 'none', got {reduction!r}")
+    raise NirError(f"expected reduction 'mean', 'sum' or 'none', got {reduction!r}", caller())
 
 
 def _apply(op: type[Op], *operands: Tensor | None, **attributes: object) -> Tensor:
@@ -440,17 +449,18 @@ def _apply(op: type[Op], *operands: Tensor | None, **attributes: object) -> Tens
 def _same_shape(name: str, input: Tensor, target: Tensor) -> Tensor:
     if tuple(input.shape) != tuple(target.shape):
         raise ShapeError(
-            f"{name}: expected a target of shape {tuple(input.shape)}, got {tuple(target.shape)}"
+            f"{name}: expected a target of shape {tuple(input.shape)}, got {tuple(target.shape)}",
+            caller(),
         )
     return target.to(input.dtype)
 
 
 def _expect_images(name: str, x: Tensor) -> None:
     if x.ndim != 4:
-        raise ShapeError(f"{name}: expected images [N,C,H,W], got shape {tuple(x.shape)}")
+        raise ShapeError(f"{name}: expected images [N,C,H,W], got shape {tuple(x.shape)}", caller())
 
 
 def _static(size: Dim, name: str) -> int:
     if not isinstance(size, int):
-        raise ShapeError(f"{name}: expected a known size, got the symbolic {size}")
+        raise ShapeError(f"{name}: expected a known size, got the symbolic {size}", caller())
     return size

@@ -12,6 +12,7 @@ from nir.frontend.nn import functional as F
 from nir.frontend.nn.module import Module, Parameter
 from nir.frontend.random import Generator
 from nir.frontend.tensor import Tensor
+from nir.ir.location import caller
 
 
 class Linear(Module):
@@ -60,7 +61,8 @@ class Conv2d(Module):
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ShapeError(
                 f"Conv2d: expected channels divisible by groups={groups}, "
-                f"got {in_channels} and {out_channels}"
+                f"got {in_channels} and {out_channels}",
+                caller(),
             )
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = F.pair(kernel_size)

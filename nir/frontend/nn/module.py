@@ -9,6 +9,7 @@ import numpy as np
 
 from nir.errors import NirError, ShapeError
 from nir.frontend.tensor import Tensor
+from nir.ir.location import caller
 
 
 class Parameter(Tensor):
@@ -113,14 +114,16 @@ class Module:
         missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
         if strict and (missing or unexpected):
             raise NirError(
-                f"load_state_dict: missing {sorted(missing)}, unexpected {sorted(unexpected)}"
+                f"load_state_dict: missing {sorted(missing)}, unexpected {sorted(unexpected)}",
+                caller(),
             )
         values = {path: _as_array(state[path]) for path in own if path in state}
         for path, value in values.items():
             if value.shape != tuple(own[path].shape):
                 raise ShapeError(
                     f"load_state_dict: {path}: expected shape {tuple(own[path].shape)}, "
-                    f"got {value.shape}"
+                    f"got {value.shape}",
+                    caller(),
                 )
         for path, value in values.items():
             own[path].copy_(Tensor(value).to(own[path].dtype))

@@ -7,6 +7,7 @@ from nir.frontend.functional import ones, zeros
 from nir.frontend.nn import functional as F
 from nir.frontend.nn.module import Module, Parameter
 from nir.frontend.tensor import Tensor
+from nir.ir.location import caller
 from nir.ir.types import i64
 
 
@@ -48,7 +49,8 @@ class _BatchNorm(Module):
         if len(x.shape) not in self.ranks or x.shape[1] != self.num_features:
             raise ShapeError(
                 f"{type(self).__name__}: expected {self.num_features} channels on axis 1 and "
-                f"{' or '.join(map(str, self.ranks))} axes, got shape {tuple(x.shape)}"
+                f"{' or '.join(map(str, self.ranks))} axes, got shape {tuple(x.shape)}",
+                caller(),
             )
         if not self.training and self.running_mean is not None:
             return F.batch_norm(

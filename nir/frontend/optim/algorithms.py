@@ -9,6 +9,7 @@ from typing import Any
 from nir.errors import NirError
 from nir.frontend.optim.optimizer import Optimizer, ParamGroup
 from nir.frontend.tensor import Tensor
+from nir.ir.location import caller
 
 
 class SGD(Optimizer):
@@ -26,7 +27,7 @@ class SGD(Optimizer):
         nesterov: bool = False,
     ) -> None:
         if nesterov and momentum <= 0:
-            raise NirError(f"SGD: nesterov needs a positive momentum, got {momentum}")
+            raise NirError(f"SGD: nesterov needs a positive momentum, got {momentum}", caller())
         super().__init__(
             params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov
         )
@@ -69,7 +70,9 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         if not all(0 <= b < 1 for b in betas):
-            raise NirError(f"{type(self).__name__}: expected betas in [0, 1), got {betas}")
+            raise NirError(
+                f"{type(self).__name__}: expected betas in [0, 1), got {betas}", caller()
+            )
         super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
 
     def slot_names(self, group: ParamGroup) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from nir.errors import NirError
 from nir.frontend.functional import stack
 from nir.frontend.tensor import Tensor
+from nir.ir.location import caller
 
 _EPS = 1e-6  # PyTorch's
 
@@ -20,7 +21,9 @@ def clip_grad_norm_(
     """
     pairs = _with_grad(parameters)
     if not pairs:
-        raise NirError("clip_grad_norm_: expected a parameter that has a gradient, found none")
+        raise NirError(
+            "clip_grad_norm_: expected a parameter that has a gradient, found none", caller()
+        )
     grads = [g for _, g in pairs]
     if norm_type == float("inf"):
         norm = stack([g.abs().amax() for g in grads]).amax()

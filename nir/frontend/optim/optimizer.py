@@ -10,6 +10,7 @@ import numpy as np
 from nir.errors import NirError
 from nir.frontend.functional import realize
 from nir.frontend.tensor import Tensor
+from nir.ir.location import caller
 from nir.ir.types import DType, f32, f64
 
 _DEFAULTS_KEPT_OUT = ("params", "lr")
@@ -56,10 +57,12 @@ class Optimizer:
     def __init__(self, params: Iterable[Any], **defaults: Any) -> None:
         entries = list(params)
         if not entries:
-            raise NirError(f"{type(self).__name__}: expected parameters, got none")
+            raise NirError(f"{type(self).__name__}: expected parameters, got none", caller())
         groups = entries if isinstance(entries[0], Mapping) else [{"params": entries}]
         if defaults["lr"] < 0:
-            raise NirError(f"{type(self).__name__}: expected lr >= 0, got {defaults['lr']}")
+            raise NirError(
+                f"{type(self).__name__}: expected lr >= 0, got {defaults['lr']}", caller()
+            )
         self.param_groups: list[ParamGroup] = []
         self.state: list[dict[str, Tensor]] = []  # slots, in the order of all parameters
         self.steps = Tensor(np.zeros((), np.float32))  # exact up to 2^24, as in PyTorch
@@ -71,9 +74,11 @@ class Optimizer:
         known = {id(p) for group in self.param_groups for p in group["params"]}
         for p in tensors:
             if not isinstance(p, Tensor) or not p.dtype.is_float:
-                raise NirError(f"{type(self).__name__}: expected float Tensors, got {p!r}")
+                raise NirError(
+                    f"{type(self).__name__}: expected float Tensors, got {p!r}", caller()
+                )
             if id(p) in known:
-                raise NirError(f"{type(self).__name__}: a parameter occurs twice")
+                raise NirError(f"{type(self).__name__}: a parameter occurs twice", caller())
             known.add(id(p))
         # The rate is as wide as the widest parameter, and casts down where it is used.
         wide = f64 if any(p.dtype == f64 for p in tensors) else f32
@@ -157,7 +162,9 @@ class Optimizer:
         sizes = [len(group["params"]) for group in self.param_groups]
         given = [len(group["params"]) for group in state["param_groups"]]
         if sizes != given:
-            raise NirError(f"load_state_dict: expected groups of {sizes} parameters, got {given}")
+            raise NirError(
+                f"load_state_dict: expected groups of {sizes} parameters, got {given}", caller()
+            )
         saved = [state["state"].get(i, {}) for i in range(len(self.state))]
         parameters = [p for group in self.param_groups for p in group["params"]]
         for i, (p, own, new) in enumerate(zip(parameters, self.state, saved, strict=True)):
@@ -166,7 +173,8 @@ class Optimizer:
                 if new and shape != tuple(p.shape):
                     raise NirError(
                         f"load_state_dict: parameter {i}: expected {name} of shape "
-                        f"{tuple(p.shape)}, got {shape or 'none'}"
+                        f"{tuple(p.shape)}, got {shape or 'none'}",
+                        caller(),
                     )
         for own, new in zip(self.state, saved, strict=True):
             for name, tensor in own.items():

@@ -13,6 +13,7 @@ from typing import Any
 
 from nir.errors import NirError
 from nir.frontend.optim.optimizer import Optimizer
+from nir.ir.location import caller
 
 
 class LRScheduler:
@@ -114,7 +115,8 @@ class SequentialLR(LRScheduler):
         if len(milestones) != len(schedulers) - 1 or list(milestones) != sorted(milestones):
             raise NirError(
                 f"SequentialLR: expected {len(schedulers) - 1} ascending milestones, "
-                f"got {list(milestones)}"
+                f"got {list(milestones)}",
+                caller(),
             )
         self.schedulers, self.milestones = list(schedulers), list(milestones)
         super().__init__(optimizer)
