@@ -87,7 +87,7 @@ class _Peer:
 
     def close(self) -> None:
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()  # waits, and closes the pipes
         self.log.close()
 
 
