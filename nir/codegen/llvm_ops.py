@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from nir.codegen.nodes import COMPARISONS, FLOATS, ITEMSIZE, Node, constant_value
@@ -133,8 +134,7 @@ class Text:
             return self.let(f"fneg {t} {args[0]}", "x")
         if op == "fma" and self.isa == "plain":
             # Baseline x86 has no fused multiply-add, and llvm.fma would call libm.
-            product = self.let(f"fmul {t} {args[0]}, {args[1]}", "x")
-            return self.let(f"fadd {t} {product}, {args[2]}", "x")
+            return self._fma(dtype, args, lanes)
         if op == "fma":
             return self.call(t, f"llvm.fma.{m}", typed, "x")
         if op in _INTRINSIC:
@@ -165,6 +165,109 @@ class Text:
             up = f("copysign", f("add", r, one), x)  # -0.3 rounds up to -0
             r = f("select", f("lt", r, x), up, r)
         return f("select", f("lt", size, whole), r, x)
+
+    def _fma(self, dtype: str, args: list[str], lanes: int) -> str:
+        """a * b + c with one rounding, by a function of its own: it is long, and used often."""
+        width = min(lanes, 16 // ITEMSIZE[dtype])
+        t, piece = type_of(dtype, lanes), type_of(dtype, width)
+        name = f"fma_{dtype}_{width}"
+        body = Text(self.isa)
+        out = (body._fma32 if dtype == "f32" else body._fma64)(["%a", "%b", "%c"], width)
+        lines = "\n".join([*body.lines, f"  ret {piece} {out}"])
+        head = (
+            f"define internal {piece} @{name}({piece} %a, {piece} %b, {piece} %c) noinline nounwind"
+        )
+        self.declared[f"{head} {{\n{lines}\n}}"] = None
+
+        def called(pieces: list[str]) -> str:
+            given = ", ".join(f"{piece} {p}" for p in pieces)
+            return self.let(f"call {piece} @{name}({given})", "x")
+
+        if width == lanes:
+            return called(args)
+        results = []
+        for first in range(0, lanes, width):
+            at = ", ".join(f"i32 {i}" for i in range(first, first + width))
+            take = f"<{width} x i32> <{at}>"
+            parts = [self.let(f"shufflevector {t} {x}, {t} poison, {take}", "x") for x in args]
+            results.append(called(parts))
+        while len(results) > 1:
+            width *= 2
+            half, whole = type_of(dtype, width // 2), ", ".join(f"i32 {i}" for i in range(width))
+            pairs = zip(results[::2], results[1::2], strict=True)
+            results = [
+                self.let(f"shufflevector {half} {x}, {half} {y}, <{width} x i32> <{whole}>", "x")
+                for x, y in pairs
+            ]
+        return results[0]
+
+    def _f64(self, lanes: int) -> Callable[..., str]:
+        def f(op: str, *args: str) -> str:
+            return self.apply(op, "f64", "f64", list(args), lanes)
+
+        return f
+
+    def _two_sum(self, a: str, b: str, lanes: int) -> tuple[str, str]:
+        """a + b and its rounding error, which is a double too (Knuth)."""
+        f = self._f64(lanes)
+        s = f("add", a, b)
+        back = f("sub", s, a)
+        return s, f("add", f("sub", a, f("sub", s, back)), f("sub", b, back))
+
+    def _sum_to_odd(self, a: str, b: str, lanes: int) -> str:
+        """a + b rounded to odd: its last bit is set whenever the sum is inexact.
+
+        A further rounding to fewer bits then gives what rounding the exact sum gives (Boldo and
+        Melquiond, 2008).
+        """
+        s, error = self._two_sum(a, b, lanes)
+        zero, one, it = literal("f64", 0.0, lanes), literal("i64", 1, lanes), type_of("i64", lanes)
+        bits = self.let(f"bitcast {type_of('f64', lanes)} {s} to {it}", "x")
+        c = type_of("bool", lanes)
+        up = self._compare("gt", "f64", [error, zero], lanes)
+        down = self._compare("lt", "f64", [error, zero], lanes)
+        positive = self._compare("gt", "f64", [s, zero], lanes)
+        away = self.let(f"xor {c} {up}, {positive}", "x")  # the exact sum lies nearer to zero
+        step = self.let(f"select {c} {away}, {it} {literal('i64', -1, lanes)}, {it} {one}", "x")
+        inexact = self.let(f"or {c} {up}, {down}", "x")
+        odd = self.let(f"trunc {it} {bits} to {c}", "x")
+        moved = self.let(f"add {it} {bits}, {step}", "x")
+        kept = self.let(f"select {c} {odd}, {it} {bits}, {it} {moved}", "x")
+        bits = self.let(f"select {c} {inexact}, {it} {kept}, {it} {bits}", "x")
+        return self.let(f"bitcast {it} {bits} to {type_of('f64', lanes)}", "x")
+
+    def _fma32(self, args: list[str], lanes: int) -> str:
+        """a * b + c with one rounding: the product of two floats is exact in double."""
+        a, b, c = (self._convert("f64", "f32", x, lanes) for x in args)
+        product = self._f64(lanes)("mul", a, b)
+        return self._convert("f32", "f64", self._sum_to_odd(product, c, lanes), lanes)
+
+    def _fma64(self, args: list[str], lanes: int) -> str:
+        """a * b + c with one rounding, of doubles from 2^-900 to 2^900; beyond, with two."""
+        f = self._f64(lanes)
+        a, b, addend = args
+        high = f("mul", a, b)
+        plain = f("add", high, addend)
+        # Dekker: halves of 26 bits multiply exactly.
+        halves = []
+        for x in (a, b):
+            scaled = f("mul", x, literal("f64", 134217729.0, lanes))
+            top = f("sub", scaled, f("sub", scaled, x))
+            halves.append((top, f("sub", x, top)))
+        (ah, al), (bh, bl) = halves
+        low = f("sub", f("mul", ah, bh), high)
+        low = f("add", f("add", low, f("mul", ah, bl)), f("mul", al, bh))
+        low = f("add", low, f("mul", al, bl))
+        th, tl = self._two_sum(addend, low, lanes)
+        vh, vl = self._two_sum(high, th, lanes)
+        exact = f("add", vh, self._sum_to_odd(tl, vl, lanes))
+        # Not finite, or 0, whose sign only the plain sum has.
+        zero, c = literal("f64", 0.0, lanes), type_of("bool", lanes)
+        finite = self._compare("eq", "f64", [f("sub", exact, exact), zero], lanes)
+        other = self._compare("ne", "f64", [exact, zero], lanes)
+        sure = self.let(f"and {c} {finite}, {other}", "x")
+        t = type_of("f64", lanes)
+        return self.let(f"select {c} {sure}, {t} {exact}, {t} {plain}", "x")
 
     def _ldexp(self, dtype: str, args: list[str], lanes: int) -> str:
         t, integer = type_of(dtype, lanes), "i32" if dtype == "f32" else "i64"

@@ -1,0 +1,114 @@
+"""The same bits on every ISA level and for any number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from backend_harness import ISAS, close, compiled, flushed, outputs, reference, same_bits
+from pass_harness import graph_of, linear, random_inputs, resnet9_step
+
+from nir.ir.graph import Graph
+from nir.ops.expr import Expr
+from nir.ops.vjp import gradient
+from nir.runtime import get_num_threads, set_num_threads
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = get_num_threads()
+    yield
+    set_num_threads(before)
+
+
+def mlp_step() -> Graph:
+    """(x, labels, w1, b1, w2, b2) -> loss and the parameters after a step of SGD."""
+
+    def loss(x: Expr, y: Expr, w1: Expr, b1: Expr, w2: Expr, b2: Expr) -> Expr:
+        h = linear(x, w1, b1).relu()
+        return linear(h, w2, b2).cross_entropy(y).mean((0,))
+
+    specs = ("f32[B,100]", "i64[B]", "f32[130,100]", "f32[130]", "f32[10,130]", "f32[10]")
+    with_grads = gradient(graph_of(loss, *specs), wrt=range(2, 6))
+
+    def step(*given: Expr) -> list[Expr]:
+        b = given[0].builder
+        total, *grads = (Expr(b, v) for v in b.inline(with_grads, [e.value for e in given]))
+        return [total, *(p - g * 0.1 for p, g in zip(given[2:], grads, strict=True))]
+
+    return graph_of(step, *specs, name="mlp")
+
+
+def transformer_block(x: Expr, wq: Expr, wk: Expr, wv: Expr, wo: Expr, up: Expr, down: Expr,
+                      scale: Expr, shift: Expr) -> Expr:  # fmt: skip
+    """f32[B,7,32], two heads of 16: attention, then a gated layer, normalised before, added after."""
+
+    def heads(t: Expr) -> Expr:
+        return t.reshape((*t.shape[:2], 2, 16)).transpose((0, 2, 1, 3))
+
+    def project(t: Expr, w: Expr) -> Expr:
+        flat = t.reshape((t.shape[0] * t.shape[1], t.shape[2])).matmul(w)
+        return flat.reshape((*t.shape[:2], flat.shape[1]))
+
+    n = x.layer_norm(scale, shift, eps=1e-5)
+    q, k, v = (heads(project(n, w)) for w in (wq, wk, wv))
+    weights = (q.matmul(k, transpose_rhs=True) * 0.25).softmax(3)
+    y = weights.matmul(v).transpose((0, 2, 1, 3)).reshape(x.shape)
+    x = x + project(y, wo)
+    h = project(x.layer_norm(scale, shift, eps=1e-5), up)
+    h = h * h.sigmoid() + (h * 0.7).erf()
+    return x + project(h, down)
+
+
+def transformer_step() -> Graph:
+    def loss(*given: Expr) -> Expr:
+        y = transformer_block(*given)
+        return (y * y.tanh()).mean((0, 1, 2))
+
+    square = ["f32[32,32]"] * 4
+    specs = ["f32[B,7,32]", *square, "f32[32,80]", "f32[80,32]", "f32[32]", "f32[32]"]
+    return gradient(graph_of(loss, *specs, name="transformer"))
+
+
+MODELS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "mlp": (mlp_step, (1, 37, 256)),
+    "resnet9": (resnet9_step, (3, 32)),
+    "transformer": (transformer_step, (2, 33)),
+}
+
+
+def runs(graph: Graph, inputs: list[np.ndarray]) -> dict[str, list[np.ndarray]]:
+    out = {}
+    for isa in ISAS:
+        exe = compiled(graph, isa)
+        for threads in (1, 2, 3):
+            set_num_threads(threads)
+            out[f"{isa}, {threads} threads"] = outputs(exe, inputs)
+    return out
+
+
+def assert_one_result(found: dict[str, list[np.ndarray]]) -> None:
+    (first, expected), *rest = found.items()
+    for name, got in rest:
+        same_bits(expected, got, f"{first} and {name}")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models(name: str) -> None:
+    make, batches = MODELS[name]
+    graph = make()
+    for batch in batches:
+        inputs = [
+            x if x.dtype.kind == "i" else (x * np.float32(0.2)).astype(x.dtype)
+            for x in random_inputs(graph, 1, {"B": batch})
+        ]
+        if name == "resnet9":  # Adam's second moments are not negative
+            inputs[-(len(inputs) - 2) // 3 :] = [abs(x) for x in inputs[-(len(inputs) - 2) // 3 :]]
+        found = runs(graph, inputs)
+        assert_one_result(found)
+        got = [flushed(z) for z in next(iter(found.values()))]
+        assert all(np.isfinite(z).all() for z in got)
+        problem = close(graph, inputs, reference(graph, inputs), got)
+        assert problem is None, f"{name} at batch {batch}: {problem}"
