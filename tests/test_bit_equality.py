@@ -43,7 +43,7 @@ def mlp_step() -> Graph:
 
 def transformer_block(x: Expr, wq: Expr, wk: Expr, wv: Expr, wo: Expr, up: Expr, down: Expr,
                       scale: Expr, shift: Expr) -> Expr:  # fmt: skip
-    """f32[B,7,32], two heads of 16: attention, then a gated layer, normalised before, added after."""
+    """f32[B,7,32], two heads of 16: pre-norm attention, then a gated layer, with residuals."""
 
     def heads(t: Expr) -> Expr:
         return t.reshape((*t.shape[:2], 2, 16)).transpose((0, 2, 1, 3))
