@@ -15,6 +15,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from nir.ir.diff import diff
 from nir.ir.dump import Dumper, op_counts
 from nir.ir.graph import Graph
 from nir.ir.interp import random_inputs, run
+from nir.ir.program import Target
 from nir.ir.text import print_graph, read_graph, write_graph
 from nir.ir.types import dtype
 from nir.ir.verify import verify
@@ -108,8 +110,11 @@ def _run(args: argparse.Namespace) -> int:
         print(np.array2string(shown, precision=6, threshold=64, edgeitems=3))
     if args.output:
         # .npy files have no bfloat16: its bits are stored.
-        arrays = [y.view(np.uint16) if dtype(y.dtype).name == "bf16" else y for y in outputs]
-        np.savez(args.output, *(), **{f"out{k}": y for k, y in enumerate(arrays)})
+        arrays: dict[str, Any] = {
+            f"out{k}": y.view(np.uint16) if dtype(y.dtype).name == "bf16" else y
+            for k, y in enumerate(outputs)
+        }
+        np.savez(args.output, **arrays)
     return 0
 
 
@@ -152,7 +157,7 @@ def _opt(args: argparse.Namespace) -> int:
 
 
 def _apply(
-    graph: Graph, names: Sequence[str], target: cpu.Target, inputs: Sequence[np.ndarray] | None
+    graph: Graph, names: Sequence[str], target: Target, inputs: Sequence[np.ndarray] | None
 ) -> Graph:
     for name in names:
         if name not in PASSES:

@@ -48,13 +48,13 @@ def check_plan(graph: Graph, env: dict[str, int]) -> None:
     assert graph.plan is not None
     ranges = _ranges(graph, env)
     total = -(-value(graph.plan.arena, env) // 64) * 64 + 64
-    for f, l, low, high in ranges:
+    for first, last, low, high in ranges:
         assert high <= total
-        for f2, l2, low2, high2 in ranges:
-            if (f, l, low) == (f2, l2, low2) or f2 < f:
+        for first2, last2, low2, high2 in ranges:
+            if (first, last, low) == (first2, last2, low2) or first2 < first:
                 continue
-            in_place = l == f2 and (low, high) == (low2, high2)
-            assert f2 > l or in_place or high <= low2 or high2 <= low
+            in_place = last == first2 and (low, high) == (low2, high2)
+            assert first2 > last or in_place or high <= low2 or high2 <= low
 
 
 def live_peak(graph: Graph, env: dict[str, int]) -> int:
@@ -62,7 +62,8 @@ def live_peak(graph: Graph, env: dict[str, int]) -> int:
     ranges = _ranges(graph, env)
     peak = 0
     for i in range(len(graph.nodes)):
-        peak = max(peak, sum({(a, b): b - a for f, l, a, b in ranges if f <= i <= l}.values()))
+        live = {(low, high) for first, last, low, high in ranges if first <= i <= last}
+        peak = max(peak, sum(high - low for low, high in live))
     return peak
 
 
