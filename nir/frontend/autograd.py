@@ -80,8 +80,18 @@ def gradients(
     root: Cell, wrt: Sequence[Cell], seed: Cell | None, create_graph: bool
 ) -> list[Cell | None]:
     """d root / d cell for each of ``wrt``; None where root does not depend on it."""
-    records, _ = lazy.history(root, wrt)
+    records, ends = lazy.history(root, wrt)
+    _refuse_released(records, ends)
     return _gradients(records, root, wrt, seed, create_graph)
+
+
+def _refuse_released(records: Sequence[Record], ends: Sequence[Cell]) -> None:
+    if any(r.released for r in records) or any(c.released for c in ends):
+        raise NotDifferentiable(
+            "backward: the history was given up by an earlier backward(): pass retain_graph=True "
+            "to that one",
+            caller(),
+        )
 
 
 def _gradients(
@@ -93,12 +103,6 @@ def _gradients(
 ) -> list[Cell | None]:
     cells: dict[Value, Cell] = {root.value: root}
     for r in records:
-        if r.released:
-            raise NotDifferentiable(
-                "backward: the history was given up by an earlier backward(): pass "
-                "retain_graph=True to that one",
-                caller(),
-            )
         for c in (*r.args, *r.cells()):
             cells[c.value] = c
     recorder = Recorder(cells, tracks=create_graph)
@@ -131,6 +135,7 @@ def backward(root: Tensor, gradient: Tensor | None, retain_graph: bool) -> None:
             f"backward: expected a gradient {root.type}, got {gradient.type}", caller()
         )
     records, ends = lazy.history(from_)
+    _refuse_released(records, ends)
     seed = None if gradient is None else gradient._cell
     found = _gradients(records, from_, ends, seed, create_graph=False)
     for end, g in zip(ends, found, strict=True):

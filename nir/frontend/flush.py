@@ -188,6 +188,7 @@ def realize(cells: Iterable[Cell]) -> None:
     for cell, out in zip(wanted, compiled(graph).run(graph, data), strict=True):
         cell.data = out
         if cell.record is not None and (not cell.tracks or cell.record.released):
+            cell.released = cell.record.released
             cell.record = None
 
 

@@ -50,6 +50,7 @@ class Cell:
         "exported",
         "owner",
         "record",
+        "released",
         "stale",
         "symbolic",
         "tracks",
@@ -67,6 +68,7 @@ class Cell:
         self.owner: weakref.ref[Any] | None = None
         self.stale: Location | None = None  # where the buffer was given away
         self.exported = False  # somebody else may write into the buffer
+        self.released = False  # its history was given up: no gradient can flow on from here
 
     @property
     def type(self) -> TensorType:
@@ -139,7 +141,7 @@ def _result_cell(r: Record, v: Value) -> Cell:
     cell = Cell.__new__(Cell)
     cell.value, cell.born, cell.record = v, v.id, r
     cell.data = cell.alias = cell.symbolic = cell.owner = cell.stale = None
-    cell.exported = False
+    cell.exported = cell.released = False
     cell.tracks = r.tracks and v.type.dtype.is_float
     return cell
 

@@ -114,11 +114,11 @@ class Tensor(ShapeMethods):
 
     def __dlpack__(self, **kwargs: Any) -> Any:
         """The buffer itself, or a copy where ops or other tensors still rely on its values."""
-        data = flush.store(self._cell, "DLPack")
+        flush.store(self._cell, "DLPack")
         if autograd.is_shared(self):
-            return np.array(data.numpy()).__dlpack__()
+            return self.numpy().__dlpack__()
         self._cell.exported = True
-        return data.__dlpack__(**kwargs)
+        return flush.store(self._cell, "DLPack").__dlpack__(**kwargs)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return (1, 0)
