@@ -34,9 +34,9 @@ def run(
     """The outputs of ``graph`` for ``inputs``, in order.
 
     Symbols are found from the inputs' shapes; ``env`` adds values for others. ``trace(op,
-    operands, results)`` is called after each op. Raises ShapeError or DTypeError for inputs that
-    do not fit, IndexRangeError at the user's line, and, with ``arena=True``, VerifyError where the
-    plan makes values overwrite each other.
+    operands, results)`` is called after each op and may replace entries of the list ``results``.
+    Raises ShapeError or DTypeError for inputs that do not fit, IndexRangeError at the user's line,
+    and, with ``arena=True``, VerifyError where the plan makes values overwrite each other.
     """
     arrays = [np.asarray(a) for a in inputs]
     sizes = bind_inputs(graph, arrays, env)
