@@ -230,9 +230,7 @@ def test_a_tensor_of_an_ended_trace_says_so() -> None:
     kept: list[nir.Tensor] = []
     nir.trace(lambda x: kept.append(x * 2) or x, "f32[3]")
     assert repr(kept[0]) == "tensor(<traced f32[3]>)"
-    with pytest.raises(
-        TraceError, match="depends on %x, an input of a function whose trace has ended"
-    ):
+    with pytest.raises(TraceError, match="an input of a function whose trace has ended"):
         kept[0].numpy()
 
 

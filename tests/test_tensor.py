@@ -168,37 +168,10 @@ def test_method_of_positive(name: str) -> None:
 
 
 INTEGER_METHODS = [
-    "neg",
-    "abs",
-    "sign",
-    "exp",
-    "sigmoid",
-    "relu",
-    "square",
-    "pow_2",
-    "pow_3",
-    "rsub",
-    "rdiv",
-    "compare",
-    "maximum",
-    "masked_fill",
-    "sum",
-    "sum_dims",
-    "prod",
-    "amax",
-    "max",
-    "min",
-    "argmax",
-    "any_all",
-    "cumsum",
-    "reshape",
-    "permute",
-    "flip",
-    "roll",
-    "split",
-    "matmul",
-    "to",
-]
+    "neg", "abs", "sign", "exp", "sigmoid", "relu", "square", "pow_2", "pow_3", "rsub", "rdiv",
+    "compare", "maximum", "masked_fill", "sum", "sum_dims", "prod", "amax", "max", "min", "argmax",
+    "any_all", "cumsum", "reshape", "permute", "flip", "roll", "split", "matmul", "to",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", INTEGER_METHODS)

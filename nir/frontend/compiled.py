@@ -122,5 +122,5 @@ def _of_graph(graph: Graph) -> tuple[Traced, pytree.Tree]:
     leaves: tuple[pytree.Tree, ...] = tuple(map(pytree.Leaf, range(len(graph.outputs))))
     out = leaves[0] if len(leaves) == 1 else pytree.Node(tuple, None, leaves)
     results = tuple(Ref("output", i) for i in range(len(graph.outputs)))
-    traced = Traced(graph, count, (), out, results, (), (), ())
+    traced = Traced(graph, count, (), out, results, (), ())
     return traced, pytree.Node(tuple, None, (arguments, pytree.Node(dict, (), ())))

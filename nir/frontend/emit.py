@@ -17,7 +17,8 @@ from nir.ir.op import Op
 from nir.ir.types import DType, TensorType, bf16, bool_, dtype, f16, f32, i16, i64, u8
 from nir.runtime import Storage
 
-Number: TypeAlias = "bool | int | float"
+# Python numbers, and symbolic sizes, which count as integers.
+Number: TypeAlias = "bool | int | float | Poly"
 NUMBERS = (bool, int, float)
 # A kind promotes to one of higher rank.
 _RANK = {"bool": 0, "uint": 1, "int": 1, "float": 2}
@@ -120,7 +121,7 @@ def promote(a: DType, b: DType) -> DType:
 
 def number_dtype(x: Number) -> DType:
     """The dtype of a tensor made of a Python number."""
-    return bool_ if isinstance(x, bool) else i64 if isinstance(x, int) else f32
+    return bool_ if isinstance(x, bool) else i64 if isinstance(x, (int, Poly)) else f32
 
 
 def result_dtype(xs: Sequence[Cell | Number]) -> DType:
@@ -210,7 +211,7 @@ def binary(op: type[Op], x: Cell | Number, y: Cell | Number) -> Cell:
     return one(op, *together(op.name, x, y, to=to, lift=op is not ops.Pow))
 
 
-def power(x: Cell, n: Number) -> Cell:
+def power(x: Cell, n: float) -> Cell:
     """x ** n for a Python number: products for small integers, roots for halves."""
     if isinstance(n, (int, float)) and n == 0.5 and x.dtype.is_float:
         return one(ops.Sqrt, x)

@@ -126,8 +126,8 @@ class Jitted:
         found = self._view
         if found is None or not found.holds():
             found = self._view = snapshot(self._state)
-        entry = self._entry(arguments, structure, found)
-        donated = self._donated(named) if self.donate else set()
+        donated = self._donated(named, arguments) if self.donate else frozenset()
+        entry = self._entry(arguments, structure, found, donated)
         return self._run(entry, arguments, found, leaves, donated)
 
     def _named(self, args: Any, kwargs: Any) -> dict[str, Any]:
@@ -146,16 +146,17 @@ class Jitted:
             {k: _Hidden(v) if k in self.static_argnames else v for k, v in kwargs.items()},
         )
 
-    def _donated(self, named: dict[str, Any]) -> set[int]:
-        """ids of the Tensors in donated arguments."""
+    def _donated(self, named: dict[str, Any], arguments: Sequence[Tensor]) -> frozenset[int]:
+        """Numbers of the tensors in donated arguments."""
         unknown = self.donate - named.keys()
         if unknown:
             raise TraceError(
                 f"{self._name}: donate names {', '.join(sorted(unknown))}, which is no argument",
                 caller(),
             )
-        trees = [v for k, v in named.items() if k in self.donate]
-        return {id(t) for t in pytree.flatten(trees)[0] if isinstance(t, Tensor)}
+        leaves, _ = pytree.flatten([v for k, v in named.items() if k in self.donate])
+        given = set(map(id, leaves))
+        return frozenset(i for i, t in enumerate(arguments) if id(t) in given)
 
     @property
     def _name(self) -> str:
@@ -163,7 +164,13 @@ class Jitted:
 
     # ---- traces --------------------------------------------------------------------------------
 
-    def _entry(self, arguments: list[Tensor], structure: pytree.Tree, found: Snapshot) -> Entry:
+    def _entry(
+        self,
+        arguments: list[Tensor],
+        structure: pytree.Tree,
+        found: Snapshot,
+        donated: frozenset[int],
+    ) -> Entry:
         signature = Signature(
             self._types(arguments, structure),
             structure,
@@ -176,7 +183,7 @@ class Jitted:
                 if same and entry.signature == signature:
                     entry.facts = found  # the next comparison is one of identities
                     return entry
-            return self._compile(signature, found)
+            return self._compile(signature, found, donated)
 
     def _types(self, arguments: list[Tensor], structure: pytree.Tree) -> tuple[TensorType, ...]:
         """The types to trace for: those of the specs, which the arguments must fit."""
@@ -193,13 +200,14 @@ class Jitted:
         check_arguments(types, [t.type for t in arguments], names)
         return tuple(types)
 
-    def _compile(self, signature: Signature, found: Snapshot) -> Entry:
+    def _compile(self, signature: Signature, found: Snapshot, donated: frozenset[int]) -> Entry:
         self.why.append(self._reason(signature, found))
         start = time.perf_counter()
         with collector_paused():
             traced = trace_function(
                 _Shown(self.fn), signature.types, signature.structure, self._state,
                 signature.tracks,
+                donated,
             )  # fmt: skip
             entry = Entry(signature, found, traced, flush.compiled(traced.graph, self.target))
         self._entries.append(entry)
@@ -208,12 +216,12 @@ class Jitted:
         return entry
 
     def _reason(self, signature: Signature, found: Snapshot) -> str:
-        """Why no trace fits: what differs from the one that is nearest."""
+        """Why no trace fits: what differs from the one that is nearest, the last of several."""
         if not self._entries:
             return "first call"
         changes: list[list[str]] = [
             [*e.signature.differences(signature), *e.facts.differences(found)]
-            for e in self._entries
+            for e in reversed(self._entries)
         ]
         nearest: list[str] = min(changes, key=len)
         return "; ".join(nearest)
@@ -222,7 +230,7 @@ class Jitted:
 
     def _run(
         self, entry: Entry, arguments: list[Tensor], found: Snapshot, leaves: list[Any],
-        donated: set[int],
+        donated: frozenset[int],
     ) -> Any:  # fmt: skip
         traced, slots = entry.traced, found.slots
         for i in traced.missing_grads:
@@ -231,9 +239,7 @@ class Jitted:
         tensors = [*arguments, *(slots[i].tensor for i in traced.reads)]
         flush.realize([t._cell for t in tensors])
         offered = [
-            i
-            for i, t in enumerate(tensors)
-            if (i in entry.rebound or id(t) in donated) and not autograd.is_shared(t)
+            i for i, t in enumerate(tensors) if i in entry.rebound and not autograd.is_shared(t)
         ]
         data = [flush.store(t._cell, self._name) for t in tensors]
         outputs = entry.compiled.run(traced.graph, data, offered)
@@ -256,9 +262,8 @@ class Jitted:
         for g in traced.grads:
             kept = None if g.to is None else Tensor._of(cell(g.to))
             slots[g.slot].tensor._grad = autograd.Used(where) if g.used else kept
-        for t in arguments:
-            if id(t) in donated:
-                mark_donated(t, where)
+        for i in donated:
+            mark_donated(arguments[i], where)
         return pytree.unflatten(traced.structure, results)
 
     # ---- inspection ----------------------------------------------------------------------------

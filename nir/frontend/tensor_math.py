@@ -11,7 +11,7 @@ from nir import ops
 from nir.errors import DTypeError, ShapeError
 from nir.frontend import emit
 from nir.frontend.lazy import Cell
-from nir.ir.dim import prod
+from nir.ir.dim import Poly, prod
 from nir.ir.location import caller
 from nir.ir.op import Op
 from nir.ir.types import bool_, f32, i64
@@ -452,10 +452,10 @@ class MathMethods:
 
 
 def operand(x: Any) -> Cell | emit.Number | None:
-    """``x`` as an operand: a cell, a Python number, or None if it is neither."""
+    """``x`` as an operand: a cell, a number (or a symbolic size), or None if it is neither."""
     if isinstance(x, MathMethods):
         return x._cell
-    if isinstance(x, emit.NUMBERS):
+    if isinstance(x, (*emit.NUMBERS, Poly)):
         return x
     if isinstance(x, np.ndarray | np.generic):
         return emit.stored(np.asarray(x))

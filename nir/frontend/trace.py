@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -54,7 +54,7 @@ class Traced:
     results: tuple[Ref, ...]
     writes: tuple[tuple[int, Ref], ...]  # slots that were rebound
     grads: tuple[GradWrite, ...]
-    missing_grads: tuple[int, ...]  # slots whose grad was read and was None
+    missing_grads: tuple[int, ...] = ()  # slots whose grad was read and was None
 
     @property
     def whole_graph(self) -> Graph:
@@ -71,9 +71,11 @@ def trace_function(
     structure: pytree.Tree,
     state: Mapping[str, Any] | Iterable[Any] = (),
     tracks: Sequence[bool] = (),
+    donated: Collection[int] = (),
 ) -> Traced:
     """Trace ``fn(*args, **kwargs)``, ``structure`` being that of (args, kwargs).
 
+    Outputs may take over the buffers of the arguments numbered in ``donated``.
     The tensors of ``state`` are symbolic meanwhile. Whatever happens, they are themselves again
     afterwards; a plain attribute that the function changed is a TraceError.
     """
@@ -88,12 +90,19 @@ def trace_function(
         saved = [(s.tensor, s.tensor._cell, s.tensor._grad) for s in slots]
         try:
             symbolic = [_bind(s) for s in slots]
+            missing = [s.tensor._grad for s in slots]
             args, kwargs = pytree.unflatten(structure, arguments)
             result = fn(*args, **kwargs)
             outputs, out_structure = pytree.tensors(result)
             after = snapshot(state)
             _refuse_changes(before, after)
-            return _traced(_name(fn), trace, cells, symbolic, slots, after, outputs, out_structure)
+            traced = _traced(
+                _name(fn), trace, cells, symbolic, slots, after, outputs, out_structure, donated
+            )
+            relied = tuple(
+                i for i, g in enumerate(missing) if isinstance(g, autograd.Initial) and g.read
+            )
+            return replace(traced, missing_grads=relied)
         finally:
             for t, cell, grad in saved:
                 t._cell, t._grad = cell, grad
@@ -152,6 +161,7 @@ def _traced(
     after: Snapshot,
     outputs: Sequence[Tensor],
     structure: pytree.Tree,
+    donated: Collection[int],
 ) -> Traced:
     now = {s.path: s.tensor for s in after.slots}
     results = [resolve(t._cell) for t in outputs]
@@ -184,7 +194,7 @@ def _traced(
         [*constants, *lazy.nodes_of(records)],
         [c.value for c in computed],
         _unique(names),
-        donate=_donations(reads, len(arguments), [(i, where[c]) for i, c in writes]),
+        donate=_donations(inputs, computed, reads, len(arguments), donated, dict(writes)),
     )
     return Traced(
         graph,
@@ -198,16 +208,35 @@ def _traced(
             for i, g in grads
             if g is None or isinstance(g, autograd.Traced)
         ),
-        tuple(i for i, g in grads if isinstance(g, autograd.Initial) and g.read),
     )
 
 
 def _donations(
-    reads: Sequence[int], first: int, writes: Sequence[tuple[int, Ref]]
+    inputs: Sequence[Cell],
+    outputs: Sequence[Cell],
+    reads: Sequence[int],
+    first: int,
+    donated: Collection[int],
+    writes: Mapping[int, Cell],
 ) -> list[tuple[int, int]]:
-    """(input, output) for each state tensor that the function reads and rebinds."""
-    position = {slot: first + k for k, slot in enumerate(reads)}
-    return [(position[i], ref.index) for i, ref in writes if ref.kind == "output" and i in position]
+    """(input, output) pairs of which the output may take over the input's buffer.
+
+    A state tensor goes with its own new value, a donated argument with any output of its type.
+    """
+    at = {c: i for i, c in enumerate(outputs)}
+    pairs = [
+        (first + k, at[writes[slot]])
+        for k, slot in enumerate(reads)
+        if slot in writes and writes[slot] in at
+    ]
+    taken = {out for _, out in pairs}
+    for i in sorted(donated):
+        for out, c in enumerate(outputs):
+            if out not in taken and c.type == inputs[i].type:
+                taken.add(out)
+                pairs.append((i, out))
+                break
+    return pairs
 
 
 def refuse_captures(trace: lazy.Trace, records: Sequence[Record], leaves: Sequence[Cell]) -> None:
