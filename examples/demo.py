@@ -29,7 +29,7 @@ from nir.nn import functional as F
 
 LEARNING_RATE, WEIGHT_DECAY = 5e-4, 1e-3  # the decay is coupled into the gradient (L2)
 EVAL_BATCH = 500
-DIGITS_EPOCHS, EPOCHS = 8, 10
+DIGITS_EPOCHS, EPOCHS = 20, 10
 
 
 @dataclass(frozen=True)

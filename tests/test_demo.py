@@ -45,13 +45,13 @@ def run_demo(out: Path, *arguments: str) -> str:
 def test_demo(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
-    text = run_demo(tmp_path, "--epochs", "3", "--seed", "1")
+    text = run_demo(tmp_path, "--seed", "1")
     assert "431,946 parameters, on digits: 1,438 + 359 images" in text
     assert "for 1 training and 1 evaluation program" in text
     history = json.loads((tmp_path / "history.json").read_text())
-    assert len(history) == 3
+    assert len(history) == 20
     assert history[-1]["loss"] < history[0]["loss"] / 3
-    assert history[-1]["test_accuracy"] > 0.9
+    assert history[-1]["test_accuracy"] > 0.95
     # The other process sees the same images through the package alone.
     shown = re.search(r"from the package .* accuracy (\d\.\d+)", text)
     assert shown is not None
