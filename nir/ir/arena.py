@@ -3,7 +3,8 @@
 All memory starts poisoned (every byte 0xFF: nan, -1). Each 64-byte block remembers whose bytes it
 holds, so a value that was overwritten before it is read is named together with its overwriter. A
 result that shares bytes with an operand of the same op is written in two halves, with the operands
-read again in between, in both orders: only a true element-by-element reuse survives that.
+read again in between, in both orders: only a true element-by-element reuse survives that. Results
+that a kernel writes early (`Op.early_results`) are poisoned before the operands are read.
 """
 
 from __future__ import annotations
@@ -179,6 +180,15 @@ class Arena:
     ) -> None:
         places = [self._places[v] for v in (*op.operands, *op.results)]
         before = [p.memory[p.start : p.stop].copy() for p in places]
+        early = [self._places[v] for v in op.early_results()]
+        if early:
+            for p in early:
+                p.memory[p.start : p.stop] = _POISON
+            torn = again()
+            for p, saved in zip(places, before, strict=True):
+                p.memory[p.start : p.stop] = saved
+            for r, t in zip(results, torn, strict=True):
+                self._compare(op, shared, np.ravel(r), np.ravel(t))
         for first_half in (True, False):
             for p, r in zip(places[len(op.operands) :], results, strict=True):
                 data = np.ascontiguousarray(r).reshape(-1).view(np.uint8)
@@ -191,12 +201,14 @@ class Arena:
             for r, t in zip(results, torn, strict=True):
                 half = r.size // 2
                 rest = slice(half, None) if first_half else slice(0, half)
-                a, b = (np.ascontiguousarray(y).reshape(-1)[rest] for y in (r, t))
-                if a.tobytes() != b.tobytes():
-                    x, y = shared[0]
-                    self._fail(
-                        y, f"it is written over {self._name(x)}, which {op.name} still reads"
-                    )
+                self._compare(op, shared, np.ravel(r)[rest], np.ravel(t)[rest])
+
+    def _compare(
+        self, op: Op, shared: Sequence[tuple[Value, Value]], wanted: np.ndarray, got: np.ndarray
+    ) -> None:
+        if wanted.tobytes() != got.tobytes():
+            x, y = shared[0]
+            self._fail(y, f"it is written over {self._name(x)}, which {op.name} still reads")
 
     def outputs(self) -> list[np.ndarray]:
         """The outputs; VerifyError names one that another value has overwritten."""

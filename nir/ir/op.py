@@ -123,6 +123,10 @@ class Op:
         """The op in terms of simpler ones (Expr in, one Expr per result out), or None."""
         return None
 
+    def early_results(self) -> tuple[Value, ...]:
+        """Results that a kernel of this op writes before it has read all of its operands."""
+        return ()
+
     # ---- structure -----------------------------------------------------------------------------
 
     @property

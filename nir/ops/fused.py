@@ -116,6 +116,10 @@ class Fused(Op):
     def regions(self) -> Iterator[tuple[str, Any]]:
         yield "body", self.body
 
+    def early_results(self) -> tuple[Value, ...]:
+        # The heavy op accumulates in one of the results; the loop after it reads the rest.
+        return (self.results[accumulator_result(self)],) if self.form == "epilogue" else ()
+
 
 def accumulator_result(fused: Fused) -> int:
     """The result of an epilogue region in whose storage the heavy op accumulates.

@@ -45,7 +45,7 @@ _CHEAP = frozenset(
 )  # fmt: skip
 _CHEAP_DEPTH = 8
 # How far a search for a cycle goes before it gives the fusion up.
-_SEARCH_LIMIT = 400
+_SEARCH_LIMIT = 64
 
 
 @dataclass(eq=False)
@@ -200,6 +200,7 @@ class _Fusion:
                 self.place(i, op)
             elif op.name in self.target.epilogues:
                 self.place_heavy(i, op)
+        self.split_rows()
         self.merge_columns()
         return self.emit()
 
@@ -257,8 +258,13 @@ class _Fusion:
             if shape == c.space and direct:
                 # In a column region that finishes its reductions, this op comes before them.
                 return c
-            if c.form == "row" and shape == c.rows and self._row_level(inside, c.level):
+            level = len(shape)
+            if c.form == "row" and shape == c.rows and self._row_level(inside, level):
                 return c
+            # The statistics of rows, as a layer norm has them between its sum and its map.
+            vector = c.form == "map" and shape == c.space[:level] and level < len(c.space)
+            if vector and self._row_level(inside, level) and self._follows_rows(op, c.space):
+                return _Cluster("row", c.space, level)
             return None
         own = self.alone(op)
         if own.form == "column":
@@ -278,6 +284,20 @@ class _Fusion:
             if c.space == own.rows and direct:
                 return own
         return None
+
+    def _follows_rows(self, op: Op, space: Shape) -> bool:
+        """Whether ``op``, on rows, is computed from a reduction of ``space`` to those rows."""
+        level, stack = op.result.type.ndim, list(op.operands)
+        for _ in range(_CHEAP_DEPTH):
+            if not stack:
+                return False
+            p = self.graph.producer.get(stack.pop())
+            if isinstance(p, _REDUCTIONS):
+                if _reduction_axes(p) == ("row", level) and p.operands[0].type.shape == space:
+                    return True
+            elif p is not None and _is_elementwise(p):
+                stack.extend(p.operands)
+        return False
 
     def _identity(self, path: Sequence[Op]) -> bool:
         return all(_is_elementwise(op) for op in path)
@@ -327,6 +347,17 @@ class _Fusion:
         return v in self.outputs or any(
             self.cluster.get(e.user) is not c for e in self.real_users[v]
         )
+
+    def split_rows(self) -> None:
+        """Row regions that the reductions they waited for could not join become maps."""
+        for c in {id(c): c for c in self.cluster.values() if c.form == "row"}.values():
+            if any(isinstance(self.nodes[m], _REDUCTIONS) for m in c.members):
+                continue
+            members, c.members, c.form = c.members, [], "map"
+            on_rows = _Cluster("map", c.rows)
+            for m in members:
+                whole = self.nodes[m].result.type.shape == c.space
+                self.add(m, c if whole else on_rows)
 
     def merge_columns(self) -> None:
         """Chunked reductions over one space that share an input become one kernel."""
@@ -435,8 +466,7 @@ class _Fusion:
     def _stored_inline(self, i: int) -> bool:
         """An inlined op that something outside loops reads is also stored."""
         return any(
-            (self.position[u] not in self.cluster
-            and self.position[u] not in self.inline)
+            (self.position[u] not in self.cluster and self.position[u] not in self.inline)
             or (
                 self.position[u] in self.cluster
                 and self.cluster[self.position[u]].heavy == self.position[u]

@@ -1,0 +1,108 @@
+"""Random graphs through passes, code generation and kernels, against the interpreter.
+
+python tests/fuzz_cpu.py 0:2000          check the graphs of these seeds on every ISA level
+python tests/fuzz_cpu.py 17 --write      shrink a failure of seed 17 and write a test for it
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import backend_harness
+import fuzz
+import numpy as np
+from backend_harness import ISAS
+
+from nir.errors import UnsupportedError
+from nir.ir.graph import Graph
+from nir.ir.interp import run
+from nir.ir.op import Op, Value
+from nir.ops import Prod
+
+# What the CPU refuses by name, and rightly: convolutions whose kernel has no fixed size, and scans,
+# searches and pools of narrow integers.
+UNSUPPORTED = re.compile(
+    r"conv2d\w*\(.*B,|(cum_sum|arg_max|arg_min|max_pool2d\w*|matmul|pack)\((i8|i16|u8)\["
+)
+# Their executor form comes with the control-flow kernels.
+REFUSED = {"scan", "cond"}
+
+
+def runnable(graph: Graph, inputs: fuzz.Arrays) -> tuple[Graph, fuzz.Arrays]:
+    """``graph`` with inputs in place of what the CPU does not run, or not in the same order.
+
+    Those are scan and cond, half types, and products that overflow on the way to 0: 0 * inf is nan
+    in one order and 0 in another.
+    """
+    known: dict[Value, np.ndarray] = {}
+    cut: list[Op] = []
+
+    def see(op: Op, operands: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
+        known.update(zip(op.results, results, strict=True))
+        half = any(v.type.dtype.name in ("f16", "bf16") for v in (*op.operands, *op.results))
+        if op.name in REFUSED or half or (isinstance(op, Prod) and _huge(operands[0])):
+            cut.append(op)
+
+    run(graph, inputs, trace=see)
+    return fuzz._cut(graph, inputs, cut, known) if cut else (graph, inputs)
+
+
+def _huge(x: np.ndarray) -> bool:
+    """Whether the magnitudes of some elements may overflow when they are multiplied."""
+    if x.dtype.kind != "f":
+        return False
+    with np.errstate(all="ignore"):
+        sizes = np.log2(np.abs(x.astype(np.float64)))
+    sizes = sizes[np.isfinite(sizes)]
+    low, high = np.finfo(x.dtype).minexp, np.finfo(x.dtype).maxexp
+    return bool(sizes[sizes > 0].sum() >= high - 1 or sizes[sizes < 0].sum() <= low + 1)
+
+
+def check(graph: Graph, inputs: fuzz.Arrays, isas: Sequence[str] = tuple(ISAS)) -> None:
+    """Compile and run what is runnable of ``graph``; an exception is a finding."""
+    try:
+        backend_harness.check(*runnable(graph, inputs), isas)
+    except UnsupportedError as error:
+        if not UNSUPPORTED.match(str(error)):
+            raise
+
+
+def levels(seed: int) -> list[str]:
+    """The ISA levels on which CI runs a seed: the best on all, slower compiles on some."""
+    every = {"avx512": 1, "avx2": 2, "plain": 4}
+    return [isa for isa in ISAS if seed // 2 % every[isa] == 0]
+
+
+def check_seeds(seeds: range) -> tuple[dict[str, Counter[str]], list[str]]:
+    """How many graphs of these seeds held each op on each level, and the failures."""
+    seen: dict[str, Counter[str]] = {isa: Counter() for isa in ISAS}
+    failures = []
+    for seed in seeds:
+        case = fuzz.generate(seed)
+        for isa in levels(seed):
+            seen[isa].update({op.name for op in fuzz.walk(case.graph)})
+        try:
+            check(case.graph, case.inputs, levels(seed))
+        except Exception as error:
+            failures.append(f"seed {seed}: {type(error).__name__}: {error}")
+    return seen, failures
+
+
+def main() -> int:
+    fuzz.CHECKS.clear()
+    fuzz.CHECKS["cpu"] = partial(check)
+    status = fuzz.main()
+    for path in Path(__file__).parent.glob("test_found_*.py"):
+        path.write_text(
+            path.read_text().replace("from fuzz import check", "from fuzz_cpu import check")
+        )
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
