@@ -84,7 +84,13 @@ def shrink(
     """
     reason = fails(graph, inputs)
     assert reason is not None, "there is nothing to shrink: the graph does not fail"
-    graph, inputs = _live(graph, inputs)
+    live = _live(graph, inputs)
+    if _says(fails, *live) == reason:
+        graph, inputs = live
+    else:  # the fault lies in an op that no output needs: let every unread result be an output
+        unread = [v for op in graph.nodes for v in op.results if not graph.users[v]]
+        rest = [v for v in unread if v not in graph.outputs]
+        graph = graph.with_(outputs=(*graph.outputs, *rest), plan=None)
     while True:
         for smaller in _smaller(graph, inputs):
             if _cost(smaller[0]) < _cost(graph) and _says(fails, *smaller) == reason:
@@ -126,11 +132,9 @@ def _smaller(graph: Graph, inputs: Arrays) -> Iterator[tuple[Graph, Arrays]]:
             for x in op.operands:
                 if x.type == r.type:
                     yield _live(_renamed(graph, r, x), inputs)
-    for i, op in enumerate(graph.nodes):
-        for k, v in enumerate(graph.outputs):  # let an inner value be the output
-            if v not in op.results and op.results:
-                outputs = (*graph.outputs[:k], op.results[0], *graph.outputs[k + 1 :])
-                yield _live(graph.with_(outputs=outputs, nodes=graph.nodes[: i + 1]), inputs)
+    for op in graph.nodes:  # let an inner value be the only output
+        for v in op.results:
+            yield _live(graph.with_(outputs=(v,)), inputs)
 
 
 def _renamed(graph: Graph, old: Value, new: Value) -> Graph:

@@ -18,7 +18,7 @@ from nir.ir.bind import bind_inputs, concrete
 from nir.ir.graph import Graph, location_text
 from nir.ir.op import Op, Value
 
-Trace = Callable[[Op, Sequence[np.ndarray], Sequence[np.ndarray]], None]
+Trace = Callable[[Op, Sequence[np.ndarray], list[np.ndarray]], None]
 
 # Sizes of the graph being run: a region may use symbols that its own inputs do not determine.
 _SIZES: ContextVar[Mapping[str, int] | None] = ContextVar("sizes", default=None)
@@ -91,9 +91,7 @@ def _evaluate_torn(op: Op, memory: Arena, sizes: Mapping[str, int]) -> Sequence[
     return _evaluate(op, memory.read_torn(op), sizes)
 
 
-def _evaluate(
-    op: Op, operands: Sequence[np.ndarray], sizes: Mapping[str, int]
-) -> Sequence[np.ndarray]:
+def _evaluate(op: Op, operands: Sequence[np.ndarray], sizes: Mapping[str, int]) -> list[np.ndarray]:
     """The results of ``op``, which must be what its type rule says."""
     try:
         results = [np.asarray(r) for r in op.bind(sizes).ref(*operands)]
