@@ -11,7 +11,8 @@ reduction lies in a `Fused` region.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from nir.ir.dim import Dim, Shape
@@ -45,7 +46,7 @@ _CHEAP = frozenset(
 )  # fmt: skip
 _CHEAP_DEPTH = 8
 # How far a search for a cycle goes before it gives the fusion up.
-_SEARCH_LIMIT = 64
+_SEARCH_LIMIT = 400
 
 
 @dataclass(eq=False)
@@ -58,6 +59,7 @@ class _Cluster:
     chunk: int | None = None
     members: list[int] = field(default_factory=list)  # positions in graph.nodes
     heavy: int | None = None
+    first: int = 1 << 62
     last: int = 0
 
     @property
@@ -238,7 +240,7 @@ class _Fusion:
 
     def add(self, i: int, c: _Cluster) -> None:
         c.members.append(i)
-        c.last = max(c.last, i)
+        c.first, c.last = min(c.first, i), max(c.last, i)
         self.cluster[i] = c
 
     def alone(self, op: Op) -> _Cluster:
@@ -368,25 +370,24 @@ class _Fusion:
                 seen.add(id(c))
                 by_space.setdefault((c.space, c.level, c.chunk), []).append(c)
         for group in by_space.values():
-            merged: list[_Cluster] = []
+            readers: dict[Value, list[_Cluster]] = {}
             for c in sorted(group, key=lambda c: c.last):
-                for into in merged:
-                    if self._reads(into) & self._reads(c) and not self._depend(into, c):
-                        for m in c.members:
-                            self.add(m, into)
-                        break
-                else:
-                    merged.append(c)
+                reads = self._reads(c)
+                sharing = dict.fromkeys(into for v in reads for into in readers.get(v, ()))
+                into = next((into for into in sharing if not self._depend(into, c)), c)
+                if into is not c:
+                    for m in c.members:
+                        self.add(m, into)
+                for v in reads:
+                    readers.setdefault(v, []).append(into)
 
     def _depend(self, a: _Cluster, b: _Cluster) -> bool:
         return self.reaches(a.members, b, skip=a) or self.reaches(b.members, a, skip=b)
 
     def _reads(self, c: _Cluster) -> set[Value]:
         """The stored tensors of full rank that a cluster reads."""
-        found: set[Value] = set()
-        for m in c.members:
-            found |= {v for v in self._inputs_of(m, c) if v.type.ndim == len(c.space)}
-        return found
+        found = {v for m in c.members for v in self._inputs_of(m, c)}
+        return {v for v in found if v.type.ndim == len(c.space)}
 
     def _inputs_of(self, i: int, c: _Cluster) -> set[Value]:
         found: set[Value] = set()
@@ -403,31 +404,41 @@ class _Fusion:
 
     def reaches(self, starts: Iterable[int], goal: _Cluster, skip: _Cluster | None = None) -> bool:
         """Whether a path leads from ``starts`` into ``goal``; True also when unsure."""
-        stack, seen = list(starts), set()
-        expanded = {id(skip)} if skip is not None else set()
         if skip is not None:
-            stack = [
-                e.user for m in stack for v in self.nodes[m].results for e in self.real_users[v]
-            ]
-            stack = [m for m in stack if self.cluster.get(m) is not skip]
-        while stack:
-            i = stack.pop()
+            starts = [u for m in starts for u in self._users(m) if self.cluster.get(u) is not skip]
+        # The latest op first: a path to the goal, where there is one, is found in a few steps.
+        heap = [-i for i in starts]
+        heapq.heapify(heap)
+        seen: set[int] = set()
+        expanded = {id(skip)}
+        while heap:
+            i = -heapq.heappop(heap)
             c = self.cluster.get(i)
             if c is goal:
                 return True
-            if i in seen or (c is None and i > goal.last):
+            # Ops after the goal lead to it only through the earlier members of their cluster.
+            after = i > goal.last and (c is None or c.first > goal.last)
+            if i in seen or after:
                 continue
             seen.add(i)
             if len(seen) > _SEARCH_LIMIT:
                 return True
-            members = [i]
-            if c is not None and id(c) not in expanded:
+            if c is None:
+                members: Sequence[int] = (i,)
+            elif id(c) in expanded:
+                continue
+            else:
                 expanded.add(id(c))
                 members = c.members
             for m in members:
-                for v in self.nodes[m].results:
-                    stack.extend(e.user for e in self.real_users[v])
+                for u in self._users(m):
+                    if u not in seen:
+                        heapq.heappush(heap, -u)
         return False
+
+    def _users(self, i: int) -> Iterator[int]:
+        """The ops that read what op ``i`` makes, through inlined ones."""
+        return (e.user for v in self.nodes[i].results for e in self.real_users[v])
 
     # ---- emission ------------------------------------------------------------------------------
 
