@@ -39,10 +39,10 @@ TOLERANCES: Mapping[str, Tolerance] = {
 WIDE = Tolerance(1 << 16, 1e-9)
 # Differences that are at most so much of what they are in f32 come from rounding.
 SHRINKS = 1e-4
-# Ops in f64 are disturbed by so much, and a result may leave the spread of _RUNS runs by SPREAD.
-NOISE = 1e-15
+# A result may leave the spread of _RUNS disturbed runs by this factor.
 SPREAD = 64
 _RUNS = 4
+_EPS: Mapping[str, float] = {"f64": 2.0**-52, "f32": 2.0**-23, "f16": 2.0**-10, "bf16": 2.0**-7}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +79,18 @@ def compare(
     bad = _disagreements(expected, got)
     if not bad:
         return None
-    # If an op holds on to its dtype, there are no other precisions, and these results count.
     low, high = (_run_in(kind, before, after, inputs, env) for kind in (f32, f64))
-    if low is not None and high is not None:
+    if low is None or high is None:  # an op holds on to its dtype
+        low = high = [expected, got]
         noisy = _noisy_runs(before, inputs, env)
-        bad = [
-            k for k in bad
-            if not _is_rounding(
-                (low[0][k], low[1][k]), (high[0][k], high[1][k]), [r[k] for r in noisy]
-            )
-        ]  # fmt: skip
-        if not bad:
-            return None
+    else:
+        noisy = _noisy_runs(in_precision(before, f64), [_retyped(x, f64) for x in inputs], env)
+    bad = [
+        k for k in bad
+        if not _is_rounding((low[0][k], low[1][k]), (high[0][k], high[1][k]), [r[k] for r in noisy])
+    ]  # fmt: skip
+    if not bad:
+        return None
     k = bad[0]
     op = _culprit(before, after, inputs, env) or after.producer.get(after.outputs[k])
     index, ulp = worst(expected[k], got[k])
@@ -233,19 +233,19 @@ def _is_rounding(
 def _noisy_runs(
     graph: Graph, inputs: Sequence[np.ndarray], env: Mapping[str, int] | None
 ) -> list[list[np.ndarray]]:
-    """The outputs of ``graph`` in f64 if each op's results were off by some ulp, at random.
+    """The outputs of ``graph`` if each op's results were off by some ulp, at random.
 
     Where a formula cancels or jumps, they show how far rounding alone may carry its result.
     """
     rng = np.random.default_rng(0)
-    wide, arrays = in_precision(graph, f64), [_retyped(x, f64) for x in inputs]
 
     def disturb(op: Op, operands: Sequence[np.ndarray], results: list[np.ndarray]) -> None:
         for i, r in enumerate(results):
-            if r.dtype == np.float64:
-                results[i] = r * (1 + NOISE * rng.uniform(-1, 1, r.shape))
+            if is_float(r.dtype):
+                noise = _EPS[dtype(r.dtype).name] * rng.uniform(-4, 4, r.shape)
+                results[i] = np.asarray(r.astype(np.float64) * (1 + noise)).astype(r.dtype)
 
-    return [run(wide, arrays, env, trace=disturb) for _ in range(_RUNS)]
+    return [run(graph, inputs, env, trace=disturb) for _ in range(_RUNS)]
 
 
 def in_precision(graph: Graph, kind: DType) -> Graph:
