@@ -287,9 +287,7 @@ def test_gradients_used_inside_are_not_kept() -> None:
     step(x, y)
     assert step.compiles == 1
     weight = model[0].weight
-    with pytest.raises(
-        StaleTensorError, match=r"used up in the compiled step at tests/test_jit\.py"
-    ):
+    with pytest.raises(StaleTensorError, match=r"used up in the compiled step at .*test_jit\.py"):
         weight.grad  # noqa: B018
     with pytest.raises(StaleTensorError, match="call zero_grad"):
         F.cross_entropy(model(x), y).backward()

@@ -6,10 +6,9 @@ are looked at, and can be differentiated again.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nir import ops
 from nir.errors import NotDifferentiable, ShapeError, StaleTensorError
@@ -166,37 +165,3 @@ def reaches_others(root: Cell, own: Iterable[Cell]) -> bool:
     _, ends = lazy.history(root, stops)
     behind = any(a.tracks for c in stops if c.record is not None for a in c.record.args)
     return behind or any(c not in stops for c in ends)
-
-
-# ---- ownership ---------------------------------------------------------------------------------
-
-
-class _Probe:
-    """A Tensor's outline, to learn what reference counts sole ownership shows here."""
-
-    __slots__ = ("_cell",)
-
-    def __init__(self) -> None:
-        self._cell = _ProbeCell()
-
-
-class _ProbeCell:
-    __slots__ = ("data",)
-
-    def __init__(self) -> None:
-        self.data = object()
-
-
-def _references(t: Any) -> tuple[int, int]:
-    """Reference counts of the cell of ``t`` and of its storage."""
-    cell = t._cell
-    return sys.getrefcount(cell), sys.getrefcount(cell.data)
-
-
-_SOLE = _references(_Probe())
-
-
-def is_shared(t: Tensor) -> bool:
-    """Whether ops not yet run, or other tensors, rely on the buffer of ``t``."""
-    cells, storages = _references(t)
-    return cells > _SOLE[0] or storages > _SOLE[1]

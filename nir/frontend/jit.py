@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from nir.errors import DeviceError, DTypeError, NirError, TraceError
-from nir.frontend import autograd, emit, flush, lazy, pytree
+from nir.frontend import autograd, emit, flush, lazy, ownership, pytree
 from nir.frontend.lazy import Cell
 from nir.frontend.spec import argument_types
 from nir.frontend.state import Snapshot, snapshot
@@ -73,13 +73,23 @@ class Entry:
     facts: Snapshot
     traced: Traced
     compiled: flush.Compiled
-    rebound: frozenset[int] = frozenset()  # inputs whose buffers outputs may take over
+    rebound: tuple[int, ...] = ()  # inputs whose buffers outputs may take over
     types: tuple[TensorType | None, ...] = ()  # of the outputs; None where a run decides
+    inputs: tuple[int, ...] = ()  # of each write: the input with an old value of its type, or -1
 
     def __post_init__(self) -> None:
-        graph = self.traced.graph
-        self.rebound = frozenset(i for i, _ in graph.donate)
+        graph, reads = self.traced.graph, self.traced.reads
+        self.rebound = tuple(sorted(i for i, _ in graph.donate))
         self.types = tuple(t if t.is_static else None for t in graph.output_types)
+        at = {slot: self.traced.arguments + k for k, slot in enumerate(reads)}
+        self.inputs = tuple(
+            at[slot]
+            if ref.kind == "output"
+            and slot in at
+            and graph.input_types[at[slot]] == graph.output_types[ref.index]
+            else -1
+            for slot, ref in self.traced.writes
+        )
 
 
 class Jitted:
@@ -237,12 +247,15 @@ class Jitted:
             if isinstance(used := slots[i].tensor._grad, autograd.Used):
                 raise used.error()
         tensors = [*arguments, *(slots[i].tensor for i in traced.reads)]
-        flush.realize([t._cell for t in tensors])
-        offered = [
-            i for i, t in enumerate(tensors) if i in entry.rebound and not autograd.is_shared(t)
-        ]
-        data = [flush.store(t._cell, self._name) for t in tensors]
-        outputs = entry.compiled.run(traced.graph, data, offered)
+        cells, data, sole = ownership.holdings(tensors)
+        if None in data:
+            flush.realize(cells)
+            for c in cells:
+                flush.store(c, self._name)
+            del c
+            cells, data, sole = ownership.holdings(tensors)
+        offered = [i for i in entry.rebound if sole[i]]
+        outputs = entry.compiled.run(traced.graph, data, offered)  # type: ignore[arg-type]
         # Only now that the run has succeeded does anything change.
         where = caller()
 
@@ -256,12 +269,20 @@ class Jitted:
             return emit.stored(own.numpy()) if borrowed else Cell(own.type, data[ref.index])
 
         results = [Tensor._of(cell(ref)) for ref in traced.results]
-        values = [(slots[i].tensor, cell(ref)) for i, ref in traced.writes]
-        for t, new in values:
-            t._adopt(new, t.requires_grad)
+        new = [
+            # A cell that nobody else holds takes the new value in; else a new one takes its place.
+            None if at >= 0 and sole[at] else cell(ref)
+            for at, (_, ref) in zip(entry.inputs, traced.writes, strict=True)
+        ]
+        for made, at, (slot, ref) in zip(new, entry.inputs, traced.writes, strict=True):
+            if made is None:
+                cells[at].data, cells[at].exported = outputs[ref.index], False
+            else:
+                slots[slot].tensor._adopt(made, slots[slot].tensor.requires_grad)
+        used = autograd.Used(where)
         for g in traced.grads:
             kept = None if g.to is None else Tensor._of(cell(g.to))
-            slots[g.slot].tensor._grad = autograd.Used(where) if g.used else kept
+            slots[g.slot].tensor._grad = used if g.used else kept
         for i in donated:
             mark_donated(arguments[i], where)
         return pytree.unflatten(traced.structure, results)

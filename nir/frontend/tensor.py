@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from nir.errors import DTypeError, NotDifferentiable, ShapeError
-from nir.frontend import autograd, emit, flush, lazy
+from nir.frontend import autograd, emit, flush, lazy, ownership
 from nir.frontend.indexing import static
 from nir.frontend.lazy import Cell
 from nir.frontend.tensor_shape import ShapeMethods
@@ -115,7 +115,7 @@ class Tensor(ShapeMethods):
     def __dlpack__(self, **kwargs: Any) -> Any:
         """The buffer itself, or a copy where ops or other tensors still rely on its values."""
         flush.store(self._cell, "DLPack")
-        if autograd.is_shared(self):
+        if ownership.is_shared(self):
             return self.numpy().__dlpack__()
         self._cell.exported = True
         return flush.store(self._cell, "DLPack").__dlpack__(**kwargs)
