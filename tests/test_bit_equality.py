@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import fuzz
+import fuzz_cpu
 import numpy as np
 import pytest
 from backend_harness import ISAS, close, compiled, flushed, outputs, reference, same_bits
 from pass_harness import graph_of, linear, random_inputs, resnet9_step
 
+from nir.errors import NirError
+from nir.ir.dim import symbol
 from nir.ir.graph import Graph
 from nir.ops.expr import Expr
 from nir.ops.vjp import gradient
 from nir.runtime import get_num_threads, set_num_threads
+
+B = symbol("B")
 
 
 @pytest.fixture(autouse=True)
@@ -79,9 +85,11 @@ MODELS: dict[str, tuple[Any, tuple[int, ...]]] = {
 }
 
 
-def runs(graph: Graph, inputs: list[np.ndarray]) -> dict[str, list[np.ndarray]]:
+def runs(
+    graph: Graph, inputs: list[np.ndarray], isas: Sequence[str] = tuple(ISAS)
+) -> dict[str, list[np.ndarray]]:
     out = {}
-    for isa in ISAS:
+    for isa in isas:
         exe = compiled(graph, isa)
         for threads in (1, 2, 3):
             set_num_threads(threads)
@@ -112,3 +120,32 @@ def test_models(name: str) -> None:
         assert all(np.isfinite(z).all() for z in got)
         problem = close(graph, inputs, reference(graph, inputs), got)
         assert problem is None, f"{name} at batch {batch}: {problem}"
+
+
+def test_random_graphs_of_large_batches() -> None:
+    """Large enough for several threads, with every op that follows the batch size."""
+    tried = 0
+    for seed in range(0, 150, 2):
+        case = fuzz.generate(seed)
+        graph, inputs = fuzz_cpu.runnable(case.graph, case.inputs)
+        rng = np.random.default_rng(seed)
+        large = []
+        for x, t in zip(inputs, graph.input_types, strict=True):
+            if t.shape[:1] == (B,):
+                x = np.resize(x, (3000, *x.shape[1:]))
+                if x.dtype.kind == "f":  # equal rows would round alike, and errors add up
+                    x = (x * rng.uniform(0.8, 1.2, x.shape)).astype(x.dtype)
+            large.append(x)
+        try:
+            expected = reference(graph, large)
+        except (NirError, ValueError, IndexError):  # a size of the sample that is not the batch's
+            continue
+        if max((y.nbytes for y in expected), default=0) < 100_000:
+            continue
+        found = runs(graph, large, ISAS[1:] if tried % 8 else ISAS)
+        assert_one_result(found)
+        got = [flushed(z) for z in next(iter(found.values()))]
+        problem = close(graph, large, expected, got)
+        assert problem is None, f"seed {seed}: {problem}"
+        tried += 1
+    assert tried > 12

@@ -153,7 +153,9 @@ def test_overlaps_in_the_memory_plan_are_named() -> None:
     assert len(candidates) >= WANTED
     for what, mutated in candidates[:WANTED]:
         bug = replace(PIPELINE[-1], run=lambda g, t, m=mutated: m, requires=frozenset())
-        with pytest.raises(VerifyError, match=r"^pass plan_memory.* (overwritten by|written over) ") as error:
+        with pytest.raises(
+            VerifyError, match=r"^pass plan_memory.* (overwritten by|written over) "
+        ) as error:
             run_pipeline(graph, CPU, verify=inputs, passes=(bug,))
         assert ".py:" in str(error.value), what
 
