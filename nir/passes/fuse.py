@@ -531,7 +531,10 @@ class _Fusion:
             if p is not None and at in self.inline and at not in members:
                 copied = p.map_operands(read)
                 new = body.value(v.type)
-                body.append(replace(copied, results=(new,)))
+                # Equal constants have been merged, and carry the lines of every user: a region
+                # keeps those that are its own.
+                own = p.locs & locs if p.kind in ("source", "movement") else p.locs
+                body.append(replace(copied, results=(new,), locs=own or p.locs))
                 env[v] = new
                 return new
             return read_stored(v)
