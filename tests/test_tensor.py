@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -428,3 +430,13 @@ def test_random_streams() -> None:
     assert sorted(nir.randperm(50, generator=g).tolist()) == list(range(50))
     assert abs(nir.bernoulli((2000,), 0.3, generator=g).float().mean().item() - 0.3) < 0.05
     assert nir.rand(3, dtype="f64").dtype == nir.float64
+
+
+def test_copies_of_modules_and_tensors() -> None:
+    model = nir.nn.Sequential(nir.nn.Linear(3, 2), nir.nn.BatchNorm1d(2))
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert isinstance(other[0].weight, nir.nn.Parameter) and other[0].weight.requires_grad
+        np.testing.assert_array_equal(other[0].weight.numpy(), model[0].weight.numpy())
+        with nir.no_grad():
+            other[0].weight.zero_()
+        assert model[0].weight.numpy().any()

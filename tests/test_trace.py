@@ -257,3 +257,11 @@ def test_graphs_are_refused_as_what_they_are_not() -> None:
         nir.trace(lambda x: kept.append(x) or x, "f32[3]")
         nir.trace(lambda y: y + kept[0], "f32[3]")
     assert isinstance(nir.trace(lambda x: x, "f32[3]"), Graph)
+
+
+def test_a_symbolic_size_is_a_number_for_tensors_alone() -> None:
+    graph = nir.trace(lambda x: x.shape[0] * x + x.shape[0] // 2, "f32[B]")
+    (out,) = run(graph, [np.ones(5, np.float32)])
+    assert out.tolist() == [7] * 5
+    with pytest.raises(TypeError, match="unsupported operand"):
+        nir.trace(lambda x: x * (0.5 * x.shape[0]), "f32[B]")

@@ -153,7 +153,7 @@ class Tensor(ShapeMethods):
         return format(self.item(), spec) if spec else repr(self)
 
     def __reduce__(self) -> Any:
-        return _rebuilt, (self.numpy(), self.requires_grad)
+        return _rebuilt, (type(self), self.numpy(), self.requires_grad)
 
     # ---- gradients -----------------------------------------------------------------------------
 
@@ -350,8 +350,10 @@ def _array(data: Any) -> np.ndarray:
     return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
-def _rebuilt(array: np.ndarray, requires_grad: bool) -> Tensor:
-    return Tensor(array, requires_grad=requires_grad)
+def _rebuilt(cls: type[Tensor], array: np.ndarray, requires_grad: bool) -> Tensor:
+    t = cls.__new__(cls)
+    Tensor.__init__(t, array, requires_grad=requires_grad)
+    return t
 
 
 def mark_donated(t: Tensor, where: Location) -> None:

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
+
+from nir.errors import TraceError
+from nir.ir.location import caller
 
 Atom: TypeAlias = "str | FloorDiv"
 Monomial: TypeAlias = "tuple[tuple[Atom, int], ...]"
@@ -35,7 +38,11 @@ class Poly:
 
     terms: tuple[tuple[Monomial, int], ...]
 
+    # Only sizes combine to sizes; a float or a tensor gets its turn, or a TypeError.
+
     def __add__(self, other: Dim) -> Dim:
+        if not isinstance(other, (int, Poly)):
+            return NotImplemented
         return _from_terms([*self.terms, *_terms(other)])
 
     __radd__ = __add__
@@ -44,12 +51,14 @@ class Poly:
         return self * -1
 
     def __sub__(self, other: Dim) -> Dim:
-        return self + other * -1
+        return self + other * -1 if isinstance(other, (int, Poly)) else NotImplemented
 
     def __rsub__(self, other: Dim) -> Dim:
-        return self * -1 + other
+        return self * -1 + other if isinstance(other, (int, Poly)) else NotImplemented
 
     def __mul__(self, other: Dim) -> Dim:
+        if not isinstance(other, (int, Poly)):
+            return NotImplemented
         return _from_terms(
             (_mul_monomials(m1, m2), c1 * c2) for m1, c1 in self.terms for m2, c2 in _terms(other)
         )
@@ -57,10 +66,20 @@ class Poly:
     __rmul__ = __mul__
 
     def __floordiv__(self, other: Dim) -> Dim:
-        return floordiv(self, other)
+        return floordiv(self, other) if isinstance(other, (int, Poly)) else NotImplemented
 
     def __rfloordiv__(self, other: Dim) -> Dim:
-        return floordiv(other, self)
+        return floordiv(other, self) if isinstance(other, (int, Poly)) else NotImplemented
+
+    def _unknown(self, *_: object) -> NoReturn:
+        raise TraceError(
+            f"the size {self} is symbolic: Python can neither count to it nor compare it; trace "
+            "with a number in its place",
+            caller(),
+        )
+
+    __index__ = __int__ = __float__ = _unknown
+    __lt__ = __le__ = __gt__ = __ge__ = _unknown
 
     def __str__(self) -> str:
         parts: list[str] = []
