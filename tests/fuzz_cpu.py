@@ -22,7 +22,7 @@ from nir.errors import UnsupportedError
 from nir.ir.graph import Graph
 from nir.ir.interp import run
 from nir.ir.op import Op, Value
-from nir.ops import Prod
+from nir.ops import Cos, Prod, Sin
 
 # What the CPU refuses by name, and rightly: convolutions whose kernel has no fixed size, and scans,
 # searches and pools of narrow integers.
@@ -36,8 +36,8 @@ REFUSED = {"scan", "cond"}
 def runnable(graph: Graph, inputs: fuzz.Arrays) -> tuple[Graph, fuzz.Arrays]:
     """``graph`` with inputs in place of what the CPU does not run, or not in the same order.
 
-    Those are scan and cond, half types, and products that overflow on the way to 0: 0 * inf is nan
-    in one order and 0 in another.
+    Those are scan and cond, half types, products that overflow on the way to 0 (0 * inf is nan in
+    one order and 0 in another), and sines of numbers beyond the range of their bound.
     """
     known: dict[Value, np.ndarray] = {}
     cut: list[Op] = []
@@ -45,7 +45,9 @@ def runnable(graph: Graph, inputs: fuzz.Arrays) -> tuple[Graph, fuzz.Arrays]:
     def see(op: Op, operands: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
         known.update(zip(op.results, results, strict=True))
         half = any(v.type.dtype.name in ("f16", "bf16") for v in (*op.operands, *op.results))
-        if op.name in REFUSED or half or (isinstance(op, Prod) and _huge(operands[0])):
+        overflows = isinstance(op, Prod) and _huge(operands[0])
+        turns = isinstance(op, Sin | Cos) and bool((np.abs(operands[0]) > 1e5).any())
+        if op.name in REFUSED or half or overflows or turns:
             cut.append(op)
 
     run(graph, inputs, trace=see)
