@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from typing import Any, Self
 
 import numpy as np
@@ -28,7 +28,11 @@ class Generator:
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        self.key = Tensor(np.asarray(secrets.randbits(63) if seed is None else seed, np.int64))
+        self.key = Tensor(
+            np.asarray(
+                int.from_bytes(os.urandom(8), "little") >> 1 if seed is None else seed, np.int64
+            )
+        )
         self.counter = Tensor(np.asarray(0, np.int64))
 
     def manual_seed(self, seed: int) -> Self:
