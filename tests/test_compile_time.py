@@ -274,3 +274,8 @@ def test_a_changed_attribute_compiles_again_and_a_restored_one_does_not(empty_ca
     assert fn(x).tolist() == [1.5, 2.5]
     assert fn.compiles == 2
     assert "rate: 0.5 -> 2.0" in fn.why[1]
+
+
+def test_resnet9_in_nchw_has_no_transpose_call(empty_cache: Path) -> None:
+    count = "print(step.executable.graph.count().get('transpose', 0))"
+    assert run_script(TRAIN + count)[-1] == "0"

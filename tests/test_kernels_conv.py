@@ -107,25 +107,37 @@ def data(c: Conv, dtype: type, seed: int = 0):
     return tuple(rng.standard_normal(s).astype(dtype) for s in shapes)
 
 
-def pack_weights(c: Conv, w: np.ndarray, isa: str, *, input_grad: bool) -> np.ndarray:
+def pack_weights(
+    c: Conv, w: np.ndarray, isa: str, *, input_grad: bool, planar: bool = False
+) -> np.ndarray:
     cg, og = c.c // c.groups, c.o // c.groups
     k2, n, s_k2, s_n = (og, cg, 1, c.o) if input_grad else (cg, og, c.o, 1)
     panels = ceil_div(n, 16)
     out = np.empty((c.groups, panels, c.kh * c.kw * k2, 16), w.dtype)
     dims = [c.groups, c.kh * c.kw, k2, n, og, cg * c.o, s_k2, s_n]
+    if planar:
+        dims = [1, cg, c.kh * c.kw, n, 0, c.o, cg * c.o, 1]
     call(f"nir_pack_b_{SUFFIX[w.dtype.type]}", isa, [w, out], dims, c.groups * panels)
     return out
 
 
 def conv_scratch(c: Conv, source_channels: int, size: int) -> int:
     channels, taps = source_channels // c.groups, c.kh * c.kw
-    pieces = taps * max(1, ceil_div(channels, 256))
-    rows = max(65536, 14 * taps * channels) if channels < 16 else 0
+    pieces = taps * channels  # as many as an NCHW image takes
+    rows = max(65536, 14 * taps * channels)
     return 40960 + pieces * 48 + (256 + rows) * size
 
 
-def run(kind: str, c: Conv, x, w, dy, isa, row_cuts=(), col_cuts=(), epilogue=None, oihw=False):
-    """One of the three convolutions by its kernel; ``oihw`` stores a weight gradient that way."""
+def run(
+    kind: str, c: Conv, x, w, dy, isa, row_cuts=(), col_cuts=(), epilogue=None, oihw=False,
+    planar=False,
+):  # fmt: skip
+    """One of the three convolutions by its kernel.
+
+    ``oihw`` stores a weight gradient that way, ``planar`` gives the kernel x as NCHW.
+    """
+    if planar:
+        x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
     dtype, size = x.dtype.type, x.itemsize
     depthwise = "depthwise" in kind
     first = dy if kind.endswith("input_grad") else x
@@ -134,6 +146,7 @@ def run(kind: str, c: Conv, x, w, dy, isa, row_cuts=(), col_cuts=(), epilogue=No
         arrays, rows, cols = [x, dy], taps * cg, c.o
         shape = (c.o, cg, c.kh, c.kw) if oihw else w.shape
         strides = [1, taps, taps * cg] if oihw else [cg * c.o, c.o, 1]
+        strides.append(planar)
         if depthwise:
             strides = [1, taps] if oihw else [c.o, 1]
         scratch = (256 * 16 + 256 * 256 + rows * min(cols, 256) * oihw) * size + 256 * 16 + 256
@@ -142,9 +155,10 @@ def run(kind: str, c: Conv, x, w, dy, isa, row_cuts=(), col_cuts=(), epilogue=No
         if depthwise:
             weights = np.ascontiguousarray(w.transpose(3, 2, 0, 1)) if oihw else w
         else:
-            weights = pack_weights(c, w, isa, input_grad=grad)
+            weights = pack_weights(c, w, isa, input_grad=grad, planar=planar)
         shape = x.shape if grad else dy.shape
         arrays, rows, cols, strides = [first, weights], int(np.prod(shape[:3])), shape[3], []
+        strides = [] if grad else [planar]
         scratch = conv_scratch(c, c.o if grad else c.c, size)
         if depthwise:
             strides = [1, c.kh * c.kw] if oihw else [c.o, 1]
@@ -241,6 +255,24 @@ def test_weight_grad_in_oihw(c: Conv) -> None:
     rows = c.kh * c.kw * c.c // c.groups
     cut = run("conv2d_weight_grad", c, x, w, dy, ISAS[0], row_cuts=[rows // 3], oihw=True)
     assert same_bits(cut, got)
+
+
+@pytest.mark.parametrize("dtype", SUFFIX)
+@pytest.mark.parametrize("kind", ["conv2d", "conv2d_weight_grad"])
+@pytest.mark.parametrize("c", [c for c in CASES if c.groups == 1 and c.c < 64], ids=str)
+def test_nchw_images(c: Conv, kind: str, dtype: type) -> None:
+    x, w, dy = data(c, dtype)
+    want = oracle(c, x, w, dy)[RESULT[kind]]
+    results = [run(kind, c, x, w, dy, isa, planar=True) for isa in ISAS]
+    close(results[0], want, terms_of(kind, c))
+    for isa, other in zip(ISAS, results, strict=True):
+        assert same_bits(results[0], other), f"{isa} differs from {ISAS[0]}"
+    rows = c.kh * c.kw * c.c if kind == "conv2d_weight_grad" else int(np.prod(dy.shape[:3]))
+    cut = run(kind, c, x, w, dy, ISAS[0], row_cuts=[rows // 3], planar=True)
+    assert same_bits(results[0], cut)
+    if kind == "conv2d_weight_grad":
+        stored = run(kind, c, x, w, dy, ISAS[0], row_cuts=[rows // 3], planar=True, oihw=True)
+        assert same_bits(np.ascontiguousarray(results[0].transpose(3, 2, 0, 1)), stored)
 
 
 @pytest.mark.parametrize("isa", ISAS)

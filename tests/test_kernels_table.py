@@ -63,7 +63,8 @@ def packed_first(op: Any, arrays: list[np.ndarray], isa: str) -> tuple[Any, list
         pack = made(Pack(w, op.transpose_rhs))
         op = replace(op, rhs=pack.result, transpose_rhs=False)
     else:
-        pack = made(PackConv2d(w, op.weight_layout, op.groups, isinstance(op, Conv2dInputGrad)))
+        back, image = isinstance(op, Conv2dInputGrad), getattr(op, "x_layout", "NHWC")
+        pack = made(PackConv2d(w, op.weight_layout, op.groups, back, image))
         size = w.type.shape[2:] if op.weight_layout == "OIHW" else w.type.shape[:2]
         op = replace(op, w=pack.result, weight_layout="packed", kernel_size=size)
     panels = launch(cpu.KERNELS[pack.name](pack), [arrays[entry.pack]], pack.result.type, isa)

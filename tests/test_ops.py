@@ -378,12 +378,13 @@ def test_convolutions_read_and_write_every_weight_layout(name: str) -> None:
         np.testing.assert_allclose(out, plain, rtol=1e-5, atol=1e-5)
         back = name == "conv2d_input_grad"
         for layout, w in (("HWIO", second), ("OIHW", oihw)):
-            packed = PackConv2d(None, layout, groups, back).ref(w)[0]
+            image = attributes.get("x_layout", "NHWC")
+            packed = PackConv2d(None, layout, groups, back, image).ref(w)[0]
             given = {**attributes, "weight_layout": "packed", "kernel_size": second.shape[:2]}
             b = Builder()
             x = b.input(types_of((first,))[0])
             value = b.input(types_of((w,))[0])
-            (p,) = b.emit(PackConv2d(value, layout, groups, back))
+            (p,) = b.emit(PackConv2d(value, layout, groups, back, image))
             assert p.type.shape == packed.shape and p.type.layout == "panel16"
             (y,) = b.emit(cls(x, p, **given))
             assert y.type.shape == plain.shape

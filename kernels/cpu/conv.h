@@ -3,7 +3,8 @@
 //   dims  0 N  1 H  2 W  3 C  4 OH  5 OW  6 O  7 KH  8 KW  9 stride_h  10 stride_w
 //         11 pad_top  12 pad_left  13 dilation_h  14 dilation_w  15 groups
 //
-// Images are NHWC, weights HWIO = [KH, KW, C / groups, O]. Padding at the bottom and right is what
+// Images are NHWC, weights HWIO = [KH, KW, C / groups, O]. conv2d and conv2d_weight_grad also read
+// an image in NCHW, of one group, plane by plane: the chain then runs over (C, KH, KW). Padding at the bottom and right is what
 // OH and OW imply.
 #ifndef NIR_CONV_H
 #define NIR_CONV_H
@@ -14,6 +15,7 @@ namespace NIR_NS {
 
 struct ConvDims {
   int64_t N, H, W, C, OH, OW, O, KH, KW, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, groups;
+  int64_t planes = 1, depth;  // planes of an image, and channels that lie side by side in each
   explicit ConvDims(const int64_t *d)
       : N(d[0]),
         H(d[1]),
@@ -30,7 +32,11 @@ struct ConvDims {
         pad_w(d[12]),
         dil_h(d[13]),
         dil_w(d[14]),
-        groups(d[15]) {}
+        groups(d[15]),
+        depth(d[3]) {}
+  void read_planes(bool planar) {
+    if (planar) planes = C, depth = 1;
+  }
 };
 
 // One axis of a gather: destination first + u * step, for 0 <= u < count, reads source

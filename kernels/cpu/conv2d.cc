@@ -3,8 +3,9 @@
 //
 //   conv2d             ptrs  x [N, H, W, C], packed w, y [N, OH, OW, O]
 //                      rows  N * OH * OW output pixels; cols  O
+//                      dims  conv.h, then  16 whether x is NCHW
 //     w is packed by pack_b with batch = groups, K1 = KH * KW, K2 = C / groups, N = O / groups,
-//     strides: batch O / groups, k1 (C / groups) * O, k2 O, n 1.
+//     strides: batch O / groups, k1 (C / groups) * O, k2 O, n 1. For NCHW K1 = C, K2 = KH * KW.
 //   conv2d_input_grad  ptrs  dy [N, OH, OW, O], packed w, dx [N, H, W, C]
 //                      rows  N * H * W input pixels; cols  C
 //     w is packed with K1 = KH * KW, K2 = O / groups, N = C / groups,
@@ -46,6 +47,7 @@ template <class T>
 struct Gather {
   GatherAxis h, w;
   int64_t KH, KW, dest_h, dest_w, dest_channels, source_channels, groups;
+  int64_t planes = 1;  // of the source; source_channels are those of one plane
   const T *source;
   const T *weights;
   T *dest;
@@ -60,7 +62,8 @@ struct Gather {
             // padding
   int32_t *lengths;
   int64_t *offsets;
-  bool joins;  // few channels: pieces may span taps
+  int64_t inner_h0, inner_h1, inner_w0, inner_w1;  // positions whose taps are all inside
+  bool joins;                                      // few channels: pieces may span taps
   int64_t row_steps, batch_rows;
 };
 
@@ -69,11 +72,11 @@ void take_scratch(Gather<T> &g, nir_ctx *ctx) {
   Scratch s{static_cast<char *>(ctx->scratch)};
   const int64_t channels = g.source_channels / g.groups, taps = g.KH * g.KW;
   g.joins = channels < kFewChannels;
-  g.row_steps = taps * channels;
+  g.row_steps = g.planes * taps * channels;
   g.batch_rows = kBatchRows;
   if (g.joins && g.row_steps > 0)
     g.batch_rows = max64(kMaxRows, min64(kBatchRows, kRowElements / g.row_steps));
-  const int64_t pieces = taps * max64(1, ceil_div(channels, kBlockK));
+  const int64_t pieces = g.planes * taps * max64(1, ceil_div(channels, kBlockK));
   g.pieces = s.take<Piece>(pieces);
   g.blocks = s.take<Block>(pieces);
   g.pixels = s.take<Pixel>(kBatchRows);
@@ -90,17 +93,19 @@ template <class T>
 void plan(Gather<T> &g) {
   const int64_t channels = g.source_channels / g.groups;
   int64_t n = 0;
-  for (int64_t kh = 0; kh < g.KH; ++kh) {
+  for (int64_t line = 0; line < g.planes * g.KH; ++line) {
+    const int64_t plane = line / g.KH, kh = line % g.KH, line_start = n;
     int64_t bh, bw;
     if (!g.h.base(kh, &bh)) continue;
     for (int64_t kw = 0; kw < g.KW; ++kw) {
       if (!g.w.base(kw, &bw)) continue;
       for (int64_t c = 0; c < channels; c += kBlockK) {
-        const int64_t b_offset = (kh * g.KW + kw) * channels + c;
-        const int64_t source_offset = (bh * g.w.source + bw) * g.source_channels + c;
+        const int64_t b_offset = (line * g.KW + kw) * channels + c;
+        const int64_t source_offset =
+            ((plane * g.h.source + bh) * g.w.source + bw) * g.source_channels + c;
         const int32_t length = static_cast<int32_t>(min64(kBlockK, channels - c));
-        Piece *last = n ? &g.pieces[n - 1] : nullptr;
-        if (g.joins && last && last->dh == bh && last->b_offset + last->length == b_offset &&
+        Piece *last = n > line_start ? &g.pieces[n - 1] : nullptr;
+        if (g.joins && last && last->b_offset + last->length == b_offset &&
             last->source_offset + last->length == source_offset &&
             last->length + length <= kBlockK) {
           last->length += length;
@@ -117,6 +122,12 @@ void plan(Gather<T> &g) {
     }
   }
   g.piece_count = n;
+  g.inner_h0 = g.inner_w0 = 0, g.inner_h1 = g.h.source, g.inner_w1 = g.w.source;
+  for (int64_t i = 0; i < n; ++i) {
+    const Piece &p = g.pieces[i];
+    g.inner_h0 = max64(g.inner_h0, -p.dh), g.inner_h1 = min64(g.inner_h1, g.h.source - p.dh);
+    g.inner_w0 = max64(g.inner_w0, -p.dw0), g.inner_w1 = min64(g.inner_w1, g.w.source - p.dw1);
+  }
   g.block_count = 0;
   int64_t steps = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -147,25 +158,32 @@ NIR_INLINE const T *resolve(const Gather<T> &g, const Piece &piece, const Pixel 
   if (piece.dw0 == piece.dw1) return g.zeros;
   // Only joined pieces come here: all channels of each tap, neighbours one column apart.
   row += piece.b_offset;
-  for (int32_t dw = piece.dw0, i = 0; dw <= piece.dw1;
-       ++dw, i += static_cast<int32_t>(g.source_channels)) {
-    if (inside(pixel.w + dw, g.w.source))
-      copy_run(row + i, from + i, g.source_channels);
-    else
-      zero_run(row + i, g.source_channels);
-  }
+  const int64_t column = pixel.w + piece.dw0, length = piece.length, depth = g.source_channels;
+  const int64_t lo = max64(0, min64(length, -column * depth));
+  const int64_t hi = max64(lo, min64(length, (g.w.source - column) * depth));
+  zero_run(row, lo);
+  copy_run(row + lo, from + lo, hi - lo);
+  zero_run(row + hi, length - hi);
   return row;
 }
 
-// The pointers of one tile and block, [piece][row].
+// The pointers of one tile and block, [piece][row]. Where every tap of a row lies inside the image,
+// which is known before, they cost an addition.
 template <class T>
 void point(const Gather<T> &g, const Block &block, int64_t group, int64_t first, int rows,
            const T **pointers) {
   const T *source = g.source + group * (g.source_channels / g.groups);
+  bool inner[kMaxRows];
+  for (int r = 0; r < rows; ++r) {
+    const Pixel &p = g.pixels[first + r];
+    inner[r] = p.h >= g.inner_h0 && p.h < g.inner_h1 && p.w >= g.inner_w0 && p.w < g.inner_w1;
+  }
   for (int64_t i = block.first; i < block.first + block.count; ++i)
-    for (int r = 0; r < rows; ++r)
-      *pointers++ =
-          resolve(g, g.pieces[i], g.pixels[first + r], source, g.rows + (first + r) * g.row_steps);
+    for (int r = 0; r < rows; ++r) {
+      const Pixel &p = g.pixels[first + r];
+      *pointers++ = inner[r] ? source + (p.base + g.pieces[i].source_offset)
+                             : resolve(g, g.pieces[i], p, source, g.rows + (first + r) * g.row_steps);
+    }
 }
 
 // Columns [c0, c1), all of one group, of the `count` pixels that are listed. With `epilogue`, they
@@ -175,7 +193,7 @@ int32_t run_batch(nir_ctx *ctx, const Gather<T> &g, int64_t count, int64_t group
                   int64_t c1, bool epilogue) {
   constexpr int64_t sliver = 2 * kLanes<T> > kPanel ? 2 * kLanes<T> : kPanel;
   const int64_t channels = g.source_channels / g.groups, columns = g.dest_channels / g.groups;
-  const int64_t K = g.KH * g.KW * channels, tiles = ceil_div(count, kMaxRows);
+  const int64_t K = g.planes * g.KH * g.KW * channels, tiles = ceil_div(count, kMaxRows);
   const T *weights = g.weights + group * ceil_div(columns, kPanel) * K * kPanel;
   if (!g.block_count) {
     for (int64_t i = 0; i < count; ++i)
@@ -253,8 +271,9 @@ int32_t run_class(nir_ctx *ctx, Gather<T> &g, int64_t r0, int64_t r1, int64_t c0
       for (int64_t x = x0 + skip; x < x1; x += g.w.step) {
         const int64_t h = (y - g.h.first) / g.h.step * g.h.source_step;
         const int64_t w = (x - g.w.first) / g.w.step * g.w.source_step;
-        g.pixels[count++] = {((image * g.h.source + h) * g.w.source + w) * g.source_channels,
-                             line * g.dest_w + x, static_cast<int32_t>(h), static_cast<int32_t>(w)};
+        g.pixels[count++] = {
+            ((image * g.planes * g.h.source + h) * g.w.source + w) * g.source_channels,
+            line * g.dest_w + x, static_cast<int32_t>(h), static_cast<int32_t>(w)};
         if (count == g.batch_rows) {
           if (int32_t status = run_groups(ctx, g, count, c0, c1, epilogue)) return status;
           count = 0;
@@ -269,12 +288,13 @@ int32_t run_class(nir_ctx *ctx, Gather<T> &g, int64_t r0, int64_t r1, int64_t c0
 template <class T>
 int32_t conv2d(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1,
                int64_t c0, int64_t c1) {
-  const ConvDims d(dims);
+  ConvDims d(dims);
+  d.read_planes(dims[16]);
   Gather<T> g{};
   g.h = forward_axis(d.H, d.OH, d.stride_h, d.pad_h, d.dil_h);
   g.w = forward_axis(d.W, d.OW, d.stride_w, d.pad_w, d.dil_w);
   g.KH = d.KH, g.KW = d.KW, g.dest_h = d.OH, g.dest_w = d.OW, g.groups = d.groups;
-  g.dest_channels = d.O, g.source_channels = d.C;
+  g.dest_channels = d.O, g.source_channels = d.depth, g.planes = d.planes;
   g.source = at<const T>(ptrs, 0), g.weights = at<const T>(ptrs, 1), g.dest = at<T>(ptrs, 2);
   take_scratch(g, ctx);
   plan(g);

@@ -2,9 +2,10 @@
 // o].
 //
 //   ptrs  x [N, H, W, C], dy [N, OH, OW, O], dw (logically [KH, KW, C / groups, O])
-//   dims  conv.h, then  16 dw's kernel position stride  17 dw's channel stride  18 dw's output
-//   stride rows  KH * KW * C / groups; cols  O, split at multiples of 16 scratch
-//   conv2d_weight_grad_scratch in nir/targets/cpu.py
+//   dims  conv.h, then  16 dw's kernel position stride  17 dw's channel stride
+//         18 dw's output stride  19 whether x is NCHW
+//   rows  KH * KW * C / groups, or C * KH * KW for NCHW; cols  O, split at multiples of 16
+//   scratch  conv2d_weight_grad_scratch in nir/targets/cpu.py
 //
 // The strides let dw lie as HWIO or as OIHW. An epilogue sees rows and columns, whatever the
 // layout. A GEMM whose k runs over the output pixels, in blocks of 256 added in order. Threads
@@ -31,24 +32,26 @@ struct Run {
 };
 
 inline int list_runs(const ConvDims &d, int64_t group, int64_t row, int rows, Run *runs) {
-  const int64_t channels = d.C / d.groups;
+  const int64_t channels = d.depth / d.groups;
+  int64_t line_before = -1;  // plane and kernel row
   int n = 0;
   for (int i = 0; i < rows;) {
     const int64_t tap = (row + i) / channels, c = (row + i) % channels;
-    const int64_t dh = tap / d.KW * d.dil_h, dw = tap % d.KW * d.dil_w;
+    const int64_t line = tap / d.KW, plane = line / d.KH;
+    const int64_t dh = line % d.KH * d.dil_h, dw = tap % d.KW * d.dil_w;
     const int len = static_cast<int>(min64(rows - i, channels - c));
-    Run *last = n ? &runs[n - 1] : nullptr;
-    if (last && last->dh == dh && d.dil_w == 1 && d.groups == 1) {
-      last->length += len;
-      last->dw1 = static_cast<int32_t>(dw);
+    if (line == line_before && d.dil_w == 1 && d.groups == 1) {
+      runs[n - 1].length += len;
+      runs[n - 1].dw1 = static_cast<int32_t>(dw);
     } else {
-      runs[n++] = {(dh * d.W + dw) * d.C + group * channels + c,
+      runs[n++] = {((plane * d.H + dh) * d.W + dw) * d.depth + group * channels + c,
                    i,
                    len,
                    static_cast<int32_t>(dh),
                    static_cast<int32_t>(dw),
                    static_cast<int32_t>(dw)};
     }
+    line_before = line;
     i += len;
   }
   return n;
@@ -91,15 +94,12 @@ void gather(const ConvDims &d, const T *x, const Pixel *pixels, int64_t steps, c
     } else {
       // A run over several taps, across the left or right edge; its first tap may start in
       // mid-channel.
-      int64_t c = run.offset % d.C, column = p.w + run.dw0;
-      for (int64_t i = 0; i < n; ++column, c = 0) {
-        const int64_t m = min64(d.C - c, n - i);
-        if (inside(column, d.W))
-          copy_run(dst + i, src + i, m);
-        else
-          zero_run(dst + i, m);
-        i += m;
-      }
+      const int64_t c = run.offset % d.depth, column = p.w + run.dw0;
+      const int64_t lo = max64(0, min64(n, -column * d.depth - c));
+      const int64_t hi = max64(lo, min64(n, (d.W - column) * d.depth - c));
+      zero_run(dst, lo);
+      copy_run(dst + lo, src + lo, hi - lo);
+      zero_run(dst + hi, n - hi);
     }
   }
 }
@@ -129,12 +129,12 @@ void pack_columns(const T *dy, int64_t stride, int64_t steps, int64_t cols, T *p
     }
 }
 
-// Where dw's rows lie.
+// Where dw's rows lie: by kernel position and then channel, or, read by planes, the other way round.
 template <class T>
 struct Output {
   T *dw;
-  int64_t channels, tap_stride, channel_stride, column_stride;
-  T *row(int64_t r) const { return dw + r / channels * tap_stride + r % channels * channel_stride; }
+  int64_t inner, outer_stride, inner_stride, column_stride;
+  T *row(int64_t r) const { return dw + r / inner * outer_stride + r % inner * inner_stride; }
 
   // Rows [r0, r1) of sums, [row][cols], to columns c0 and on: a transposition, in stretches of rows
   // whose sums stay in L1 while each column of them is written. Counting saves a division each.
@@ -145,12 +145,12 @@ struct Output {
       for (int64_t c = 0; c < cols; ++c) {
         T *column = row(r) + (c0 + c) * column_stride;
         const T *from = sums + (r - r0) * cols + c;
-        for (int64_t i = r, channel = r % channels; i < end; ++i, from += cols) {
+        for (int64_t i = r, at = r % inner; i < end; ++i, from += cols) {
           *column = *from;
-          column += channel_stride;
-          if (++channel == channels) {
-            channel = 0;
-            column += tap_stride - channels * channel_stride;
+          column += inner_stride;
+          if (++at == inner) {
+            at = 0;
+            column += outer_stride - inner * inner_stride;
           }
         }
       }
@@ -177,7 +177,7 @@ void block(nir_ctx *ctx, const ConvDims &d, const T *x, const T *dy, const Outpu
       const int64_t line = (k0 + k) / d.OW, image = line / d.OH;
       const int64_t h = line % d.OH * d.stride_h - d.pad_h,
                     w = (k0 + k) % d.OW * d.stride_w - d.pad_w;
-      pixels[k] = {((image * d.H + h) * d.W + w) * d.C, static_cast<int32_t>(h),
+      pixels[k] = {((image * d.planes * d.H + h) * d.W + w) * d.depth, static_cast<int32_t>(h),
                    static_cast<int32_t>(w)};
     }
     pack_columns(dy + k0 * d.O + c0, d.O, steps, cols, packed_columns);
@@ -206,14 +206,16 @@ void block(nir_ctx *ctx, const ConvDims &d, const T *x, const T *dy, const Outpu
 template <class T>
 int32_t conv2d_weight_grad(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0,
                            int64_t r1, int64_t c0, int64_t c1) {
-  const ConvDims d(dims);
-  const int64_t channels = d.C / max64(d.groups, 1), columns = d.O / max64(d.groups, 1);
-  const Output<T> o{at<T>(ptrs, 2), channels, dims[16], dims[17], dims[18]};
+  ConvDims d(dims);
+  d.read_planes(dims[19]);
+  const int64_t channels = d.depth / max64(d.groups, 1), columns = d.O / max64(d.groups, 1);
+  Output<T> o{at<T>(ptrs, 2), channels, dims[16], dims[17], dims[18]};
+  if (dims[19]) o.inner = d.KH * d.KW, o.outer_stride = dims[17], o.inner_stride = dims[16];
   const GatherAxis h = forward_axis(d.H, d.OH, d.stride_h, d.pad_h, d.dil_h);
   const GatherAxis w = forward_axis(d.W, d.OW, d.stride_w, d.pad_w, d.dil_w);
   const auto reads = [&](int64_t tap) {
     int64_t unused;
-    return d.N > 0 && h.base(tap / d.KW, &unused) && w.base(tap % d.KW, &unused);
+    return d.N > 0 && h.base(tap / d.KW % d.KH, &unused) && w.base(tap % d.KW, &unused);
   };
   for (int64_t r = r0; r < r1;) {
     // A stretch of kernel positions that all read the image, or all read nothing but padding.

@@ -2,7 +2,8 @@
 
 The three ops are closed under differentiation: the gradient of each is made of the other two.
 `weight_layout` says how the weight (or its gradient) lies: "HWIO" (kh, kw, ci / groups, co),
-"OIHW" as PyTorch stores it, or "packed", a `PackConv2d` of it. The layout pass chooses.
+"OIHW" as PyTorch stores it, or "packed", a `PackConv2d` of it; `x_layout` that x lies "NHWC" or, of
+one group, "NCHW". Passes choose.
 """
 
 from __future__ import annotations
@@ -57,6 +58,14 @@ def _taps(
     return found
 
 
+_TO_NHWC, _TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+def _nhwc(shape: tuple[Any, ...], layout: str) -> tuple[Any, ...]:
+    """The sizes (N, H, W, C) of an image that lies in ``layout``."""
+    return tuple(shape[a] for a in _TO_NHWC) if layout == "NCHW" else shape
+
+
 def _wide(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float32) if x.dtype.itemsize == 2 else x
 
@@ -67,12 +76,14 @@ class PackConv2d(Op):
 
     K runs over (kh, kw, ci / groups) and N over co / groups; with ``input_grad`` K runs over
     (kh, kw, co / groups) and N over ci / groups, which is what `Conv2dInputGrad` multiplies by.
+    For an image in ``x_layout`` "NCHW" K runs over (ci, kh, kw).
     """
 
     w: Value
     weight_layout: str
     groups: int
     input_grad: bool
+    x_layout: str = "NHWC"
     kind = "other"
 
     def infer(self) -> tuple[TensorType, ...]:
@@ -85,6 +96,8 @@ class PackConv2d(Op):
         w = _to_hwio(w, self.weight_layout, (), 1, False)
         kh, kw, ci, co = w.shape
         split = w.reshape(kh, kw, ci, self.groups, co // self.groups)
+        if self.x_layout == "NCHW":
+            return (split.transpose(3, 2, 0, 1, 4).reshape(self.groups, -1, co // self.groups),)
         if self.input_grad:
             return (split.transpose(3, 0, 1, 4, 2).reshape(self.groups, -1, ci),)
         return (split.transpose(3, 0, 1, 2, 4).reshape(self.groups, -1, co // self.groups),)
@@ -95,17 +108,16 @@ class PackConv2d(Op):
     @classmethod
     def samples(cls) -> Sequence[Sample]:
         w = np.arange(2 * 3 * 4 * 6, dtype=np.float32).reshape(2, 3, 4, 6)
+        names = ("weight_layout", "groups", "input_grad", "x_layout")
         return [
-            Sample(
-                (w,),
-                {"weight_layout": layout, "groups": g, "input_grad": back},
-                differentiable=False,
-            )
-            for layout, g, back in (
-                ("HWIO", 1, False),
-                ("HWIO", 2, True),
-                ("OIHW", 2, False),
-                ("OIHW", 1, True),
+            Sample((w,), dict(zip(names, given, strict=True)), differentiable=False)
+            for given in (
+                ("HWIO", 1, False, "NHWC"),
+                ("HWIO", 2, True, "NHWC"),
+                ("OIHW", 2, False, "NHWC"),
+                ("OIHW", 1, True, "NHWC"),
+                ("OIHW", 1, False, "NCHW"),
+                ("HWIO", 1, False, "NCHW"),
             )
         ]
 
@@ -126,7 +138,12 @@ def _hwio_shape(shape: tuple[Dim, ...], layout: str) -> tuple[Any, Any, Any, Any
 
 
 def _to_hwio(
-    w: np.ndarray, layout: str, kernel: tuple[int, ...], groups: int, input_grad: bool
+    w: np.ndarray,
+    layout: str,
+    kernel: tuple[int, ...],
+    groups: int,
+    input_grad: bool,
+    x_layout: str = "NHWC",
 ) -> np.ndarray:
     match layout:
         case "HWIO":
@@ -135,6 +152,8 @@ def _to_hwio(
             return w.transpose(2, 3, 1, 0)
     g, k, n = w.shape
     kh, kw = kernel
+    if x_layout == "NCHW":
+        return w.reshape(k // (kh * kw), kh, kw, n).transpose(1, 2, 0, 3)
     split = w.reshape(g, kh, kw, k // (kh * kw), n)
     order = (1, 2, 4, 0, 3) if input_grad else (1, 2, 3, 0, 4)
     turned = split.transpose(order)
@@ -148,6 +167,11 @@ class _Conv(Op):
 
     def _check(self, *values: Value) -> None:
         types = [v.type for v in values]
+        layout = getattr(self, "x_layout", "NHWC")
+        if layout not in ("NHWC", "NCHW") or (layout == "NCHW" and self.groups != 1):  # type: ignore[attr-defined]
+            raise ShapeError(
+                f"{self.name}: expected an image in NHWC, or in NCHW and one group, got {layout}"
+            )
         shown = ", ".join(map(str, types))
         window = self._window()
         if min(*window["stride"], *window["dilation"], window["groups"]) < 1:
@@ -191,11 +215,12 @@ class Conv2d(_Conv):
     groups: int = 1
     weight_layout: str = "HWIO"
     kernel_size: tuple[int, ...] = ()
+    x_layout: str = "NHWC"
     kind = "contraction"
 
     def infer(self) -> tuple[TensorType, ...]:
         self._check(self.x, self.w)
-        x = self.x.type
+        x = self.x.type.with_(shape=_nhwc(self.x.type.shape, self.x_layout))
         kh, kw, ci, co = self._weight(self.w, False)
         if x.shape[3] != ci * self.groups:
             raise ShapeError(
@@ -221,7 +246,8 @@ class Conv2d(_Conv):
         return (x.with_(shape=(x.shape[0], oh, ow, co)),)
 
     def ref(self, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, ...]:
-        w = _to_hwio(w, self.weight_layout, self.kernel_size, self.groups, False)
+        w = _to_hwio(w, self.weight_layout, self.kernel_size, self.groups, False, self.x_layout)
+        x = x.transpose(_TO_NHWC) if self.x_layout == "NCHW" else x
         kh, kw, ci, co = w.shape
         n, h, wd, _ = x.shape
         oh, ow = numbers(
@@ -243,17 +269,20 @@ class Conv2d(_Conv):
     def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
         (x, w), ct = operands, cotangents[0]
         kh, kw, *_ = _hwio_shape(w.shape, self.weight_layout)
-        return (
-            ct.conv2d_input_grad(
-                w,
-                input_size=tuple(x.shape[1:3]),
-                **self._window(),
-                weight_layout=self.weight_layout,
-            ),
-            x.conv2d_weight_grad(
-                ct, kernel_size=(kh, kw), **self._window(), weight_layout=self.weight_layout
-            ),
+        dx = ct.conv2d_input_grad(
+            w,
+            input_size=_nhwc(x.shape, self.x_layout)[1:3],
+            **self._window(),
+            weight_layout=self.weight_layout,
         )
+        dw = x.conv2d_weight_grad(
+            ct,
+            kernel_size=(kh, kw),
+            **self._window(),
+            weight_layout=self.weight_layout,
+            x_layout=self.x_layout,
+        )
+        return dx.transpose(_TO_NCHW) if self.x_layout == "NCHW" else dx, dw
 
     @classmethod
     def samples(cls) -> Sequence[Sample]:
@@ -273,6 +302,13 @@ class Conv2d(_Conv):
             make(1, 5, 5, 4, 4, (3, 3), groups=4, padding=pad1, stride=(2, 2)),
             make(2, 3, 3, 5, 3, (1, 1)),
             make(0, 3, 3, 2, 3, (1, 1)),
+            Sample(
+                (
+                    rng.standard_normal((2, 3, 7, 6)).astype(np.float32),
+                    rng.standard_normal((3, 2, 3, 4)).astype(np.float32),
+                ),
+                {"stride": (2, 1), "padding": ((1, 1), (0, 1)), "x_layout": "NCHW"},
+            ),
         ]
 
 
@@ -360,11 +396,13 @@ class Conv2dWeightGrad(_Conv):
     dilation: Pair = (1, 1)
     groups: int = 1
     weight_layout: str = "HWIO"
+    x_layout: str = "NHWC"
     kind = "contraction"
 
     def infer(self) -> tuple[TensorType, ...]:
         self._check(self.x, self.dy)
         x, dy = self.x.type, self.dy.type
+        x = x.with_(shape=_nhwc(x.shape, self.x_layout))
         sizes = tuple(
             out_size(n, k, s, p, d)
             for n, k, s, p, d in zip(
@@ -393,6 +431,7 @@ class Conv2dWeightGrad(_Conv):
     def ref(self, x: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, ...]:
         kh, kw = self.kernel_size
         g = self.groups
+        x = x.transpose(_TO_NHWC) if self.x_layout == "NCHW" else x
         n, h, w, c_in = x.shape
         co = dy.shape[3]
         out = np.zeros((kh, kw, c_in // g, g, co // g), _wide(x).dtype)
@@ -412,15 +451,16 @@ class Conv2dWeightGrad(_Conv):
 
     def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
         (x, dy), ct = operands, cotangents[0]
-        return (
-            dy.conv2d_input_grad(
-                ct,
-                input_size=tuple(x.shape[1:3]),
-                **self._window(),
-                weight_layout=self.weight_layout,
-            ),
-            x.conv2d(ct, **self._window(), weight_layout=self.weight_layout),
+        dx = dy.conv2d_input_grad(
+            ct,
+            input_size=_nhwc(x.shape, self.x_layout)[1:3],
+            **self._window(),
+            weight_layout=self.weight_layout,
         )
+        ddy = x.conv2d(
+            ct, **self._window(), weight_layout=self.weight_layout, x_layout=self.x_layout
+        )
+        return dx.transpose(_TO_NCHW) if self.x_layout == "NCHW" else dx, ddy
 
     @classmethod
     def samples(cls) -> Sequence[Sample]:
@@ -437,17 +477,20 @@ def _backward_samples(which: str) -> list[Sample]:
             for k in ("stride", "padding", "dilation", "groups")
             if k in s.attributes
         }
+        layout = s.attributes.get("x_layout", "NHWC")
+        n, h, wd, _ = _nhwc(x.shape, layout)
         dil, st, pad = (
             window.get(k, d)
             for k, d in (("dilation", (1, 1)), ("stride", (1, 1)), ("padding", _NONE))
         )
         sizes = [
-            int(out_size(n, k, a, p, d))  # type: ignore[arg-type]
-            for n, k, a, p, d in zip(x.shape[1:3], w.shape[:2], st, pad, dil, strict=True)
+            int(out_size(m, k, a, p, d))  # type: ignore[arg-type]
+            for m, k, a, p, d in zip((h, wd), w.shape[:2], st, pad, dil, strict=True)
         ]
-        dy = rng.standard_normal((x.shape[0], *sizes, w.shape[3])).astype(np.float32)
+        dy = rng.standard_normal((n, *sizes, w.shape[3])).astype(np.float32)
         if which == "input":
-            out.append(Sample((dy, w), {"input_size": tuple(x.shape[1:3]), **window}))
+            out.append(Sample((dy, w), {"input_size": (h, wd), **window}))
         else:
-            out.append(Sample((x, dy), {"kernel_size": tuple(w.shape[:2]), **window}))
+            given = {"kernel_size": tuple(w.shape[:2]), **window, "x_layout": layout}
+            out.append(Sample((x, dy), given))
     return out

@@ -5,6 +5,9 @@ share it. The packing is an op of its own: common uses of one weight share it (c
 depends on weights alone can move out of a loop. A pack reads its source in the order in which it is
 stored, so a transposed operand needs no transpose.
 
+A convolution of few channels reads an NCHW image plane by plane, so that the transpose of a front
+end's input goes too. That is decided here, when all transposes that meet have cancelled.
+
 Left as they are: products of few rows, and depthwise convolutions, whose kernels read plain
 weights.
 
@@ -20,16 +23,27 @@ from typing import Any
 from nir.ir.graph import Graph
 from nir.ir.op import Value
 from nir.ir.program import Target
-from nir.ops import Conv2d, Conv2dInputGrad, Matmul, Pack, PackConv2d
+from nir.ops import (
+    Conv2d,
+    Conv2dInputGrad,
+    Conv2dWeightGrad,
+    Matmul,
+    Pack,
+    PackConv2d,
+    Transpose,
+)
 from nir.passes.rewrite import Context, Rules, rewrite
 
 # Rows of A from which packing B pays: some tiles of 14 rows read each panel then.
 _ROWS_THAT_SHARE = 64
+# Below, kernels join taps that lie side by side, and one plane's taps are as good as all channels'.
+_FEW_CHANNELS = 16
+_NHWC_OF_NCHW = (0, 2, 3, 1)
 
 
 def pack(graph: Graph, target: Target) -> Graph:
     """``graph`` with explicit packs; as it is for a target without a kernel that packs."""
-    rules = {cls: found for cls, found in RULES.items() if _PACKS[cls].name in target.kernels}
+    rules = {cls: found for cls, found in RULES.items() if _NEEDS[cls].name in target.kernels}
     return rewrite(graph, rules)
 
 
@@ -51,11 +65,35 @@ def pack_conv2d(ctx: Context, op: Any) -> Sequence[Value] | None:
         kh, kw, i, o = op.w.type.shape
     if op.groups == o and i == 1:
         return None
+    planar = op.x_layout if isinstance(op, Conv2d) else "NHWC"
     packed = ctx.emit(
-        PackConv2d(op.w, op.weight_layout, op.groups, isinstance(op, Conv2dInputGrad))
+        PackConv2d(op.w, op.weight_layout, op.groups, isinstance(op, Conv2dInputGrad), planar)
     )
     return [ctx.emit(replace(op, w=packed, weight_layout="packed", kernel_size=(kh, kw)))]
 
 
-RULES: Rules = {Matmul: (pack_matmul,), Conv2d: (pack_conv2d,), Conv2dInputGrad: (pack_conv2d,)}
-_PACKS: dict[type, Any] = {Matmul: Pack, Conv2d: PackConv2d, Conv2dInputGrad: PackConv2d}
+def read_nchw(ctx: Context, op: Any) -> Sequence[Value] | None:
+    """A convolution reads an image of few channels as the front end has it."""
+    match ctx.producer(op.x):
+        case Transpose(x=x, perm=perm) if perm == _NHWC_OF_NCHW:
+            channels = x.type.shape[1]
+            few = isinstance(channels, int) and channels < _FEW_CHANNELS
+            unpacked = isinstance(op, Conv2dWeightGrad) or op.weight_layout != "packed"
+            if few and unpacked and op.groups == 1 and op.x_layout == "NHWC":
+                return [ctx.emit(replace(op, x=x, x_layout="NCHW"))]
+    return None
+
+
+RULES: Rules = {
+    Matmul: (pack_matmul,),
+    Conv2d: (read_nchw, pack_conv2d),
+    Conv2dInputGrad: (pack_conv2d,),
+    Conv2dWeightGrad: (read_nchw,),
+}
+# The op that the target has to cover for the rules of each class.
+_NEEDS: dict[type, Any] = {
+    Matmul: Pack,
+    Conv2d: PackConv2d,
+    Conv2dInputGrad: PackConv2d,
+    Conv2dWeightGrad: Conv2dWeightGrad,
+}

@@ -98,6 +98,8 @@ def pack_conv2d(op: PackConv2d) -> KernelCall | None:
         return None
     kh, kw, ci, co = _hwio(t.shape, op.weight_layout)
     s_tap, s_ci, s_co = weight_strides(op.weight_layout, kh, kw, ci, co)
+    if op.x_layout == "NCHW":
+        return _pack_b(t.dtype.name, 1, ci, kh * kw, co, (0, s_ci, s_tap, s_co), t.dtype.itemsize)
     per_group = co // op.groups
     k2, n, s_k2, s_n = (per_group, ci, s_co, s_ci) if op.input_grad else (ci, per_group, s_ci, s_co)
     strides = (per_group * s_co, s_tap, s_k2, s_n)
@@ -114,6 +116,12 @@ def _hwio(shape: Shape, layout: str) -> Any:
 def weight_strides(layout: str, kh: Dim, kw: Dim, ci: Dim, co: Dim) -> tuple[Dim, Dim, Dim]:
     """Elements from one kernel position, input channel and output channel to the next."""
     return (1, kh * kw, ci * kh * kw) if layout == "OIHW" else (ci * co, co, 1)
+
+
+def nhwc(shape: Shape) -> Any:
+    """The sizes (N, H, W, C) of an NCHW image."""
+    n, c, h, w = shape
+    return n, h, w, c
 
 
 def _window(op: Any, x: Shape, y: Shape, kernel: tuple[Dim, Dim]) -> tuple[Dim, ...]:
@@ -140,12 +148,17 @@ def _convolution(op: Any, image: Any, input_grad: bool) -> KernelCall | None:
     if dtype not in _FLOATS:
         return None
     kh, kw, ci, co = op._weight(op.w, input_grad)
-    static = (kh, kw, ci, co, t.shape[3])
+    planar = not input_grad and op.x_layout == "NCHW"
+    image_shape = nhwc(t.shape) if planar else t.shape
+    static = (kh, kw, ci, co, image_shape[3])
     if not all(isinstance(d, int) for d in static):
         return None
     taps, depthwise = kh * kw, ci == 1 and co == op.groups and op.weight_layout != "packed"
-    x, y = (out.shape, t.shape) if input_grad else (t.shape, out.shape)
+    depthwise = depthwise and not planar
+    x, y = (out.shape, image_shape) if input_grad else (image_shape, out.shape)
     dims = _window(op, x, y, (kh, kw))
+    if not input_grad and not depthwise:
+        dims += (int(planar),)
     kernel = "conv2d_depthwise" if depthwise else "conv2d"
     call = KernelCall(
         f"nir_{kernel}{'_input_grad' if input_grad else ''}_{dtype}",
@@ -154,7 +167,9 @@ def _convolution(op: Any, image: Any, input_grad: bool) -> KernelCall | None:
         cols=out.shape[3],
         row_grain=8,
         col_grain=2 * PANEL if op.groups == 1 else 0,
-        scratch=_gather_scratch(t.shape[3], op.groups, taps, size),
+        scratch=_gather_scratch(
+            *((1, 1, taps * ci) if planar else (image_shape[3], op.groups, taps)), size
+        ),
         work=_quarter(prod(y) * (taps * ci)),
         pack=None if op.weight_layout == "packed" else 1,
     )
@@ -180,19 +195,21 @@ def conv2d_weight_grad(op: Conv2dWeightGrad) -> KernelCall | None:
     if dtype not in _FLOATS:
         return None
     kh, kw = op.kernel_size
-    ci, co = x.shape[3] // op.groups, dy.shape[3]
+    planar = op.x_layout == "NCHW"
+    x_shape = nhwc(x.shape) if planar else x.shape
+    ci, co = x_shape[3] // op.groups, dy.shape[3]
     if not isinstance(ci, int) or not isinstance(co, int):
         return None
     taps = kh * kw
     strides = weight_strides(op.weight_layout, kh, kw, ci, co)
-    dims = _window(op, x.shape, dy.shape, (kh, kw))
-    depthwise = ci == 1 and co == op.groups
+    dims = _window(op, x_shape, dy.shape, (kh, kw))
+    depthwise = ci == 1 and co == op.groups and not planar
     sums = 0 if strides[2] == 1 else taps * ci * min(co, GRAD_COLUMNS)
     scratch = (BLOCK_K * (ROW_STEP + GRAD_COLUMNS) + sums) * size + BLOCK_K * 16 + 4 * _LINE
     s_tap, _, s_co = strides
     return KernelCall(
         f"nir_conv2d{'_depthwise' if depthwise else ''}_weight_grad_{dtype}",
-        (*dims, s_tap, s_co) if depthwise else (*dims, *strides),
+        (*dims, s_tap, s_co) if depthwise else (*dims, *strides, int(planar)),
         rows=taps * ci,
         cols=co,
         row_grain=1 if depthwise else 8,
