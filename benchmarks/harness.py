@@ -168,7 +168,8 @@ def report(measured: Sequence[Measurement]) -> str:
             continue
         lines.append(
             f"  {m.peer:<14} {m.median * 1e3:9.3f} {m.spread:7.1%} {min(m.rounds) * 1e3:9.3f} "
-            f"{ratio(measured[0], m):>16} {m.first_call:9.2f} s {m.peak_bytes / 2**20:9.0f}  {m.version}"
+            f"{ratio(measured[0], m):>16} {m.first_call:9.2f} s "
+            f"{m.peak_bytes / 2**20:9.0f}  {m.version}"
         )
     if sum(not m.error for m in measured) > 1:
         wrong = disagreement(measured, workload.tolerance)
