@@ -15,7 +15,7 @@ import numpy as np
 from nir import flags
 from nir.codegen import CODEGEN_VERSION, LoopKernel, compile_blob, lower_fused, print_llvm
 from nir.errors import UnsupportedError, VerifyError
-from nir.ir.compare import agree, worst
+from nir.ir.compare import beyond_rounding, worst
 from nir.ir.dump import Dumper
 from nir.ir.graph import Graph, location_text
 from nir.ir.interp import random_inputs, run
@@ -190,17 +190,17 @@ def _calls_host(graph: Graph) -> bool:
 
 def _check_outputs(graph: Graph, executable: Executable, inputs: Sequence[np.ndarray]) -> None:
     """Compare a run of the program with the reference interpreter."""
-    got = executable.run([as_storage(x) for x in inputs])
-    for k, (out, expected) in enumerate(zip(got, run(graph, inputs), strict=True)):
-        array = out.numpy().reshape(expected.shape)
-        if not agree(expected, array):
-            index, ulp = worst(expected, array)
-            op = graph.producer.get(graph.outputs[k])
-            raise VerifyError(
-                f"lowering changed output {k} ({op.name if op else 'input'}): at {index} expected "
-                f"{expected[index]}, got {array[index]} ({ulp:.3g} ulp)",
-                location_text(op.locs) if op else None,
-            )
+    expected = run(graph, inputs)
+    stored = executable.run([as_storage(x) for x in inputs])
+    got = [out.numpy(y.dtype).reshape(y.shape) for out, y in zip(stored, expected, strict=True)]
+    for k in beyond_rounding(graph, inputs, expected, got):
+        index, ulp = worst(expected[k], got[k])
+        op = graph.producer.get(graph.outputs[k])
+        raise VerifyError(
+            f"lowering changed output {k} ({op.name if op else 'input'}): at {index} expected "
+            f"{expected[k][index]}, got {got[k][index]} ({ulp:.3g} ulp)",
+            location_text(op.locs) if op else None,
+        )
 
 
 def resolve_target(target: str | Target) -> Target:
