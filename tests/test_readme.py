@@ -69,7 +69,8 @@ def test_contributing_kernel_compiles(isa: str, tmp_path: Path) -> None:
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("no C++ compiler")
-    flags = {"plain": [], "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]}
+    avx512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
+    flags: dict[str, list[str]] = {"plain": [], "avx512": avx512}
     (source,) = blocks("CONTRIBUTING.md", "cpp")
     (tmp_path / "kernel.cc").write_text(source)
     command = [compiler, "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror"]

@@ -120,7 +120,7 @@ class Nodes:
     def size(self, d: Dim) -> int:
         if symbols(d):
             return self.add(Node("size", "i64", (), d))
-        return self.const("i64", int(d))  # type: ignore[arg-type]
+        return self.const("i64", int(d))
 
 
 def constant_text(dtype: str, value: float) -> str:

@@ -484,7 +484,7 @@ def _backward_samples(which: str) -> list[Sample]:
             for k, d in (("dilation", (1, 1)), ("stride", (1, 1)), ("padding", _NONE))
         )
         sizes = [
-            int(out_size(m, k, a, p, d))  # type: ignore[arg-type]
+            int(out_size(m, k, a, p, d))
             for m, k, a, p, d in zip((h, wd), w.shape[:2], st, pad, dil, strict=True)
         ]
         dy = rng.standard_normal((n, *sizes, w.shape[3])).astype(np.float32)

@@ -161,7 +161,7 @@ class Slice(Op):
             if step < 1:
                 raise ShapeError(f"slice: expected positive steps, got {step} on axis {a}")
             known = all(isinstance(d, int) for d in (start, size, n))
-            if known and (start < 0 or size < 0 or (size and start + (size - 1) * step >= n)):  # type: ignore[operator]
+            if known and (start < 0 or size < 0 or (size and start + (size - 1) * step >= n)):
                 raise ShapeError(
                     f"slice: {size} elements from {start} by {step} leave axis {a} of size {n} "
                     f"(x: {t})"

@@ -167,8 +167,11 @@ def _convolution(op: Any, image: Any, input_grad: bool) -> KernelCall | None:
         cols=out.shape[3],
         row_grain=8,
         col_grain=2 * PANEL if op.groups == 1 else 0,
-        scratch=_gather_scratch(
-            *((1, 1, taps * ci) if planar else (image_shape[3], op.groups, taps)), size
+        # A plane of an image counts as a source of one channel.
+        scratch=(
+            _gather_scratch(1, 1, taps * ci, size)
+            if planar
+            else _gather_scratch(image_shape[3], op.groups, taps, size)
         ),
         work=_quarter(prod(y) * (taps * ci)),
         pack=None if op.weight_layout == "packed" else 1,
