@@ -20,7 +20,7 @@ from nir.targets import cpu
 __all__ = ["ISAS", "check", "close", "compiled", "flushed", "outputs", "reference", "same_bits"]
 
 # Runs that estimate rounding, and the factor by which a result may leave their spread.
-_RUNS, _NOISE = 4, 16
+_RUNS, _NOISE = 4, 64
 
 
 def compiled(graph: Graph, isa: str = ISAS[-1]) -> Executable:

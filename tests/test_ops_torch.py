@@ -31,8 +31,10 @@ def zero_padded(x: Any, padding: Any, value: float = 0.0) -> Any:
 
 
 def conv2d(
-    x: Any, w: Any, stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1
-) -> Any:
+    x: Any, w: Any, stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1,
+    x_layout="NHWC",
+) -> Any:  # fmt: skip
+    x = nhwc(x) if x_layout == "NCHW" else x
     weight = w.permute(3, 2, 0, 1)
     return nhwc(F.conv2d(zero_padded(x, padding), weight, None, stride, 0, dilation, groups))
 
@@ -65,7 +67,8 @@ def conv2d_input_grad(dy: Any, w: Any, input_size: Any, **window: Any) -> Any:
 
 
 def conv2d_weight_grad(x: Any, dy: Any, kernel_size: Any, **window: Any) -> Any:
-    ci = x.shape[3] // window.get("groups", 1)
+    channels = x.shape[1 if window.get("x_layout") == "NCHW" else 3]
+    ci = channels // window.get("groups", 1)
     w = torch.zeros((*kernel_size, ci, dy.shape[3]), dtype=x.dtype, requires_grad=True)
     return torch.autograd.grad(conv2d(x, w, **window), w, dy, create_graph=True)[0]
 
