@@ -11,6 +11,7 @@ from nir.errors import UnsupportedError
 from nir.ir.dim import symbol
 from nir.ir.interp import run
 from nir.ir.program import Target
+from nir.ir.types import DTYPES, i32
 from nir.passes.decompose import covered, decompose
 
 B = symbol("B")
@@ -28,6 +29,12 @@ def test_decompositions_are_decomposed_in_turn() -> None:
     after = decompose(graph_of(lambda x, t: x.cross_entropy(t), F, "i64[B]"), CPU)
     assert all(covered(op, CPU) for op in after.nodes)
     assert "cross_entropy" not in after.count() and "log_softmax" not in after.count()
+
+
+@pytest.mark.parametrize("dtype", ["i8", "i16", "u8"])
+def test_narrow_integers_are_widened_around_kernels_that_do_not_take_them(dtype: str) -> None:
+    wide = graph_of(lambda x: x.cast(i32).cum_sum(1).cast(DTYPES[dtype]), f"{dtype}[B,4]")
+    check_pass(decompose, graph_of(lambda x: x.cum_sum(1), f"{dtype}[B,4]"), wide)
 
 
 def test_the_interpreter_target_decomposes_nothing() -> None:

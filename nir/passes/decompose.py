@@ -4,20 +4,26 @@ An op stays if the target's table covers it, or if the code generator takes it: 
 plain reductions, sources and views. What is left over has neither kernel nor decomposition, and
 is refused by name. The target "interp" runs every op by its reference and decomposes nothing.
 
+Narrow integers that a kernel does not take are widened to i32 around the op and narrowed after it:
+sums and products are then equal modulo 2^bits, and comparisons and choices are the same.
+
 requires: nothing.  ensures: every op is covered by the target (`covered`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from nir.errors import UnsupportedError
 from nir.ir.graph import Graph, location_text
 from nir.ir.op import OPS, Op, Value
 from nir.ir.program import Target
+from nir.ir.types import i8, i16, i32, u8
 from nir.ops import (
     Broadcast,
+    Cast,
     Constant,
     Flip,
     Full,
@@ -54,6 +60,9 @@ GENERATED = (
 )
 
 
+_NARROW = (i8, i16, u8)
+
+
 def covered(op: Op, target: Target) -> bool:
     """Whether ``target`` runs ``op`` as it is, by a kernel or in a generated loop."""
     if target.name == "interp" or op.kind == "elementwise" or isinstance(op, GENERATED):
@@ -83,4 +92,22 @@ def decompose(graph: Graph, target: Target) -> Graph:
 
 
 def _expand(target: Target, ctx: Context, op: Op) -> Sequence[Expr | Value] | None:
-    return None if covered(op, target) else op.decompose(ctx.exprs(op.operands))
+    if covered(op, target):
+        return None
+    simpler = op.decompose(ctx.exprs(op.operands))
+    return _widened(target, ctx, op) if simpler is None else simpler
+
+
+def _widened(target: Target, ctx: Context, op: Op) -> Sequence[Expr | Value] | None:
+    """``op`` on i32 in place of narrow integers, if that is what the target covers."""
+    if op.kind == "control" or not any(v.type.dtype in _NARROW for v in op.operands):
+        return None
+    wide = {v: ctx.emit(Cast(v, i32)) if v.type.dtype in _NARROW else v for v in op.operands}
+    again = op.map_operands(wide.__getitem__)
+    again = replace(again, results=tuple(Value(-1, t) for t in again.infer()))
+    if not covered(again, target):
+        return None
+    return [
+        v if v.type == r.type else ctx.emit(Cast(v, r.type.dtype))
+        for v, r in zip(ctx.emit_all(again), op.results, strict=True)
+    ]
