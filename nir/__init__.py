@@ -13,9 +13,9 @@ from nir.frontend.compiled import compile
 from nir.frontend.control import cond, custom_vjp, host_call, scan
 from nir.frontend.flush import compile_count, set_default_target
 from nir.frontend.functional import (
-    arange, cat, constant, exp, eye, from_dlpack, from_numpy, full, full_like, linspace, log,
-    matmul, maximum, minimum, ones, ones_like, pad, realize, sqrt, stack, stop_gradient, tanh,
-    tensor, where, zeros, zeros_like,
+    arange, argsort, cat, constant, exp, eye, from_dlpack, from_numpy, full, full_like, linspace,
+    log, matmul, maximum, minimum, ones, ones_like, pad, realize, sort, sqrt, stack, stop_gradient,
+    tanh, tensor, topk, where, zeros, zeros_like,
 )  # fmt: skip
 from nir.frontend.grad import grad, jacobian, value_and_grad, vjp
 from nir.frontend.jit import jit

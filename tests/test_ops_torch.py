@@ -73,6 +73,12 @@ def conv2d_weight_grad(x: Any, dy: Any, kernel_size: Any, **window: Any) -> Any:
     return torch.autograd.grad(conv2d(x, w, **window), w, dy, create_graph=True)[0]
 
 
+def top_k(x: Any, k: int, axis: int, largest: bool = True) -> Any:
+    # torch.topk leaves the order of equals open; its stable sort does not.
+    values, indices = torch.sort(x, dim=axis, descending=largest, stable=True)
+    return values.narrow(axis, 0, k), indices.narrow(axis, 0, k)
+
+
 def max_pool2d_grad(x: Any, dy: Any, **window: Any) -> Any:
     v = torch.zeros_like(x).requires_grad_()
     return torch.autograd.grad(max_pool2d_select(x, v, **window), v, dy, create_graph=True)[0]
@@ -231,6 +237,10 @@ TABLE: dict[str, Callable[..., Any]] = {
     "arg_max": extreme_arg("argmax"),
     "arg_min": extreme_arg("argmin"),
     "cum_sum": lambda x, axis: x.cumsum(axis, dtype=x.dtype),
+    "sort": lambda x, axis, descending=False: torch.sort(
+        x, dim=axis, descending=descending, stable=True
+    ),
+    "top_k": top_k,
     "matmul": matmul,
     "conv2d": conv2d,
     "conv2d_input_grad": conv2d_input_grad,

@@ -11,6 +11,9 @@
 #define NIR_NUMBERS_INDEXED(X, op) \
   NIR_INDEXED(X, op##_f32)         \
   NIR_INDEXED(X, op##_f64) NIR_INDEXED(X, op##_i32) NIR_INDEXED(X, op##_i64)
+// Every dtype; bool is u8.
+#define NIR_ALL(X, op) \
+  NIR_NUMBERS(X, op) X(op##_f16) X(op##_bf16) X(op##_i16) X(op##_i8) X(op##_u8)
 
 // clang-format off
 #define NIR_KERNELS(X)                        \
@@ -37,6 +40,8 @@
   NIR_NUMBERS(X, cumsum)                      \
   NIR_NUMBERS(X, argmax) X(argmax_u8)         \
   NIR_NUMBERS(X, argmin) X(argmin_u8)         \
+  NIR_ALL(X, sort)                            \
+  NIR_ALL(X, top_k)                           \
   X(random_bits_i32)                          \
   NIR_BITS(X, copy)                           \
   NIR_BITS(X, pad)                            \

@@ -209,6 +209,21 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     return a @ b
 
 
+def sort(x: Tensor, dim: int = -1, descending: bool = False) -> tuple[Tensor, Tensor]:
+    """(sorted values, i64 indices) along ``dim``: stable; nan counts as the largest."""
+    return x.sort(dim, descending)
+
+
+def argsort(x: Tensor, dim: int = -1, descending: bool = False) -> Tensor:
+    """The i64 indices of `sort`."""
+    return x.argsort(dim, descending)
+
+
+def topk(x: Tensor, k: int, dim: int = -1, largest: bool = True) -> tuple[Tensor, Tensor]:
+    """(values, i64 indices) of the ``k`` largest or smallest along ``dim``, in order."""
+    return x.topk(k, dim, largest)
+
+
 def exp(x: Tensor) -> Tensor:
     return x.exp()
 

@@ -423,6 +423,35 @@ class MathMethods:
         axis = emit.axis_of(dim, x.ndim, op.name)
         return self._kept(emit.one(op, x, axis=axis), (axis,), keepdim)
 
+    def sort(
+        self, dim: int = -1, descending: bool = False, stable: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """(sorted values, i64 indices) along ``dim``; nan counts as the largest.
+
+        Equals keep their order, whatever ``stable`` says.
+        """
+        return self._ordered(ops.Sort, dim, descending=descending)
+
+    def argsort(self, dim: int = -1, descending: bool = False, stable: bool = True) -> Tensor:
+        """The i64 indices of `sort`."""
+        return self.sort(dim, descending)[1]
+
+    def topk(
+        self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """(values, i64 indices) of the ``k`` largest or smallest along ``dim``.
+
+        The largest come in descending, the smallest in ascending order, whatever ``sorted`` says;
+        of equals the first ones; nan counts as the largest. Raises ShapeError where the axis is
+        shorter than k.
+        """
+        return self._ordered(ops.TopK, dim, k=k, largest=largest)
+
+    def _ordered(self, op: type[Op], dim: int, **attributes: Any) -> tuple[Tensor, Tensor]:
+        axis = emit.axis_of(dim, self._cell.ndim, op.name)
+        values, indices = emit.apply(op, self._cell, axis=axis, **attributes)
+        return self._new(values), self._new(indices)
+
     def any(self, dim: Axes = None, keepdim: bool = False) -> Tensor:
         return self._reduce(ops.Max, dim, keepdim, emit.cast(self._cell, bool_))
 

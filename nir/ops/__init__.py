@@ -70,6 +70,7 @@ from nir.ops.select import (
     Where,
 )
 from nir.ops.shape import Broadcast, Concat, Dilate, Flip, Pad, Reshape, Slice, Transpose
+from nir.ops.sort import Sort, TopK
 from nir.ops.source import Constant, Full, Iota
 
 __all__ = [
@@ -83,6 +84,6 @@ __all__ = [
     "Mean", "Min", "Minimum", "Mod", "Mul", "Ne", "Neg", "Pack", "PackConv2d", "Pad", "Pow", "Prod",
     "RandomBernoulli", "RandomBits", "RandomNormal", "RandomUniform", "ReducePartial", "Relu",
     "Reshape", "Round", "Rsqrt", "Scan", "ScatterAdd", "ScatterAddAlong", "ShiftLeft", "ShiftRight",
-    "ShiftRightLogical", "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Sqrt", "Sub", "Sum", "Take",
-    "TakeAlong", "Tanh", "Transpose", "Trunc", "Where",
+    "ShiftRightLogical", "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Sort", "Sqrt", "Sub", "Sum",
+    "Take", "TakeAlong", "Tanh", "TopK", "Transpose", "Trunc", "Where",
 ]  # fmt: skip

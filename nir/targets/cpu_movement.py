@@ -1,4 +1,4 @@
-"""CPU kernels for pooling, gathers, scans, random bits and copies.
+"""CPU kernels for pooling, gathers, scans, sorting, random bits and copies.
 
 The layouts of ``dims`` are at the top of each source in kernels/cpu.
 """
@@ -18,6 +18,7 @@ from nir.ops.pool import AvgPool2d, AvgPool2dGrad, MaxPool2d, MaxPool2dGrad, Max
 from nir.ops.random import RandomBits
 from nir.ops.reduce import ArgMax, ArgMin, CumSum
 from nir.ops.shape import Broadcast, Concat, Dilate, Flip, Pad, Slice, Transpose
+from nir.ops.sort import Sort, TopK
 from nir.targets.kernel_call import KernelCall
 
 _NUMBERS = ("f32", "f64", "i32", "i64")
@@ -177,6 +178,30 @@ def arg_min(op: ArgMin) -> KernelCall | None:
     return _along("argmin", op, _COMPARABLE)
 
 
+def _ordered(kernel: str, op: Sort | TopK, *more: Dim, items: Dim) -> KernelCall:
+    """A kernel that orders along an axis, with room for ``items`` of its keys and indices."""
+    t = op.x.type
+    outer, n, inner = _around(t.shape, op.axis)
+    name = "u8" if t.dtype.name == "bool" else t.dtype.name
+    return KernelCall(
+        f"nir_{kernel}_{name}",
+        (outer, n, inner, *more),
+        rows=outer,
+        cols=inner,
+        col_grain=1,
+        scratch=items * (16 if t.dtype.itemsize == 8 else 8),
+        work=t.size * 64,
+    )
+
+
+def sort(op: Sort) -> KernelCall | None:
+    return _ordered("sort", op, int(op.descending), items=op.x.type.shape[op.axis] * 2)
+
+
+def top_k(op: TopK) -> KernelCall | None:
+    return _ordered("top_k", op, int(op.largest), op.k, items=op.k)
+
+
 def random_bits(op: RandomBits) -> KernelCall | None:
     n = op.result.type.size
     return KernelCall("nir_random_bits_i32", (n,), rows=n, row_grain=4096, work=n * 16)
@@ -331,6 +356,8 @@ MOVEMENT: dict[str, Callable[[Any], KernelCall | None]] = {
     "cum_sum": cum_sum,
     "arg_max": arg_max,
     "arg_min": arg_min,
+    "sort": sort,
+    "top_k": top_k,
     "random_bits": random_bits,
     "transpose": transpose,
     "slice": slice_,
