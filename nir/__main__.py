@@ -5,6 +5,7 @@
     python -m nir run   model.nir --random 0 --size B=8
     python -m nir opt   model.nir --passes simplify,cse -o smaller.nir
     python -m nir diff  before.nir after.nir
+    python -m nir flow  model.nir -o model.graphml
 
 Exit status: 0 done, 1 the graphs of `diff` differ, 2 an error.
 """
@@ -28,6 +29,7 @@ from nir.ir.graph import Graph
 from nir.ir.interp import random_inputs, run
 from nir.ir.program import Target
 from nir.ir.text import print_graph, read_graph, write_graph
+from nir.ir.to_networkx import to_networkx
 from nir.ir.types import dtype
 from nir.ir.verify import verify
 from nir.passes.pipeline import PASSES, run_pipeline
@@ -85,6 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     compared.add_argument("second")
     compared.add_argument("--limit", type=int, default=40, help="print at most so many lines")
     compared.set_defaults(command=_diff)
+
+    flow = commands.add_parser("flow", help="size and longest chain of the data flow")
+    flow.add_argument("file")
+    flow.add_argument("-o", "--output", metavar="OUT.graphml", help="write it for graph viewers")
+    flow.set_defaults(command=_flow)
     return parser
 
 
@@ -174,6 +181,21 @@ def _diff(args: argparse.Namespace) -> int:
     lines = diff(read_graph(args.first), read_graph(args.second), args.limit)
     print("\n".join(lines) if lines else "equal")
     return 1 if lines else 0
+
+
+def _flow(args: argparse.Namespace) -> int:
+    import networkx
+
+    flow = to_networkx(verify(read_graph(args.file)))
+    chain = networkx.dag_longest_path(flow)
+    reads = flow.number_of_edges()
+    print(f"{flow.number_of_nodes()} nodes, {reads} edges, longest chain {len(chain)}:")
+    for name in chain:
+        node = flow.nodes[name]
+        print(f"  {name} = {node['op']} : {node['type']}  @ {node['lines']}".rstrip(" @:"))
+    if args.output:
+        networkx.write_graphml(flow, args.output)
+    return 0
 
 
 if __name__ == "__main__":

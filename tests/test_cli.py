@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import networkx
 import numpy as np
 import pytest
 
@@ -179,3 +180,21 @@ def test_the_table_of_flags_is_complete() -> None:
         for name in read.findall(path.read_text(encoding="utf-8"))
     }
     assert found == {flag.name for flag in flags.FLAGS}
+
+
+def test_flow(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "mlp.graphml"
+    assert main(["flow", file, "-o", str(out)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "10 nodes, 9 edges, longest chain 7:",
+        "  %x = input : f32[B,4]",
+        "  %0 = matmul : f32[B,3]  @ model.py:14",
+        "  %2 = add : f32[B,3]  @ model.py:14",
+        "  %3 = neg : f32[B,3]  @ model.py:15",
+        "  %4 = neg : f32[B,3]  @ model.py:15",
+        "  %5 = relu : f32[B,3]  @ mlp.nir:8",
+        "  return = return",
+    ]
+    flow = networkx.read_graphml(out, force_multigraph=True)
+    assert flow.nodes["%0"]["op"] == "matmul"
+    assert [e["operand"] for e in flow["%w"]["%0"].values()] == [1]
