@@ -14,10 +14,17 @@ from nir.frontend.nn.activation import (
     Softplus,
     Tanh,
 )
+from nir.frontend.nn.conv import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+)
 from nir.frontend.nn.layers import (
     AdaptiveAvgPool2d,
     AvgPool2d,
-    Conv2d,
     Dropout,
     Embedding,
     Linear,
@@ -43,7 +50,12 @@ __all__ = [
     "BCEWithLogitsLoss",
     "BatchNorm1d",
     "BatchNorm2d",
+    "Conv1d",
     "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",

@@ -7,11 +7,22 @@ batch norm cancel in the layout pass.
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from nir import ops
 from nir.errors import DTypeError, NirError, ShapeError
 from nir.frontend.functional import arange, full, maximum, where
+from nir.frontend.nn.convolution import Padding as Padding
+from nir.frontend.nn.convolution import Pair as Pair
+from nir.frontend.nn.convolution import Sizes as Sizes
+from nir.frontend.nn.convolution import conv1d as conv1d
+from nir.frontend.nn.convolution import conv2d as conv2d
+from nir.frontend.nn.convolution import conv3d as conv3d
+from nir.frontend.nn.convolution import conv_transpose1d as conv_transpose1d
+from nir.frontend.nn.convolution import conv_transpose2d as conv_transpose2d
+from nir.frontend.nn.convolution import conv_transpose3d as conv_transpose3d
+from nir.frontend.nn.convolution import pair as pair
+from nir.frontend.nn.convolution import sizes as sizes
 from nir.frontend.random import Generator, bernoulli
 from nir.frontend.tensor import Tensor, apply
 from nir.ir.dim import Dim
@@ -19,21 +30,10 @@ from nir.ir.location import caller
 from nir.ir.op import Op
 from nir.ir.types import DType, i64
 
-Pair: TypeAlias = "int | tuple[int, int]"
 Reduction = Literal["mean", "sum", "none"]
 GeluForm = Literal["none", "tanh"]
 
 _TO_NHWC, _TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
-_OIHW_TO_HWIO = (2, 3, 1, 0)
-
-
-def pair(value: Pair) -> tuple[int, int]:
-    """(v, v) of an int, or the pair itself."""
-    if isinstance(value, int):
-        return value, value
-    if len(value) != 2:
-        raise ShapeError(f"expected one size or two (height, width), got {tuple(value)}", caller())
-    return int(value[0]), int(value[1])
 
 
 # ---- activations ---------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def _softplus(z: Tensor) -> Tensor:
     return maximum(z, 0.0) + (-z.abs()).exp().log1p()
 
 
-# ---- linear, convolution, pooling ----------------------------------------------------------------
+# ---- linear, pooling, embedding ----------------------------------------------------------------
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -119,55 +119,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         )
     y = x @ weight.T
     return y if bias is None else y + bias
-
-
-def conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Pair = 1,
-    padding: Pair | Literal["same", "valid"] = 0,
-    dilation: Pair = 1,
-    groups: int = 1,
-) -> Tensor:
-    """Cross-correlation of [N, C, H, W] with [O, C/groups, kh, kw]: [N, O, H', W']."""
-    if x.ndim != 4 or weight.ndim != 4:
-        raise ShapeError(
-            f"conv2d: expected images [N,C,H,W] and a weight [O,C/groups,kh,kw], "
-            f"got {tuple(x.shape)} and {tuple(weight.shape)}",
-            caller(),
-        )
-    y = _apply(
-        ops.Conv2d,
-        x.permute(*_TO_NHWC),
-        weight.permute(*_OIHW_TO_HWIO),
-        stride=pair(stride),
-        padding=_padding(padding, weight, pair(stride), pair(dilation)),
-        dilation=pair(dilation),
-        groups=groups,
-    )
-    return (y if bias is None else y + bias).permute(*_TO_NCHW)
-
-
-def _padding(
-    padding: Pair | str, weight: Tensor, stride: tuple[int, int], dilation: tuple[int, int]
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """((top, bottom), (left, right))."""
-    if not isinstance(padding, str):
-        high, wide = pair(padding)
-        return (high, high), (wide, wide)
-    if padding == "valid":
-        return (0, 0), (0, 0)
-    if padding != "same":
-        raise NirError(
-            f"conv2d: expected padding 'same', 'valid' or sizes, got {padding!r}", caller()
-        )
-    if stride != (1, 1):
-        raise NirError(f"conv2d: padding 'same' needs stride 1, got {stride}", caller())
-    kernel = [_static(k, "conv2d") for k in weight.shape[2:]]
-    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    # The odd element goes to the end, as in PyTorch.
-    return (total[0] // 2, total[0] - total[0] // 2), (total[1] // 2, total[1] - total[1] // 2)
 
 
 def max_pool2d(

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
-from nir.errors import ShapeError
 from nir.frontend import init
 from nir.frontend.functional import zeros
 from nir.frontend.nn import functional as F
 from nir.frontend.nn.module import Module, Parameter
 from nir.frontend.random import Generator
 from nir.frontend.tensor import Tensor
-from nir.ir.location import caller
 
 
 class Linear(Module):
@@ -29,66 +26,13 @@ class Linear(Module):
 
     def reset_parameters(self) -> None:
         """Draw anew: all of U(-1/sqrt(in), 1/sqrt(in))."""
-        _uniform_by_fan_in(self.weight, self.bias, self.in_features)
+        uniform_by_fan_in(self.weight, self.bias, self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
-
-
-class Conv2d(Module):
-    """Cross-correlation, [N, in, H, W] -> [N, out, H', W'].
-
-    weight [out, in/groups, kh, kw], bias [out];
-    H' = floor((H + 2 padding - dilation (kh - 1) - 1) / stride) + 1.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: F.Pair,
-        stride: F.Pair = 1,
-        padding: F.Pair | Literal["same", "valid"] = 0,
-        dilation: F.Pair = 1,
-        groups: int = 1,
-        bias: bool = True,
-        dtype: object = "f32",
-    ) -> None:
-        super().__init__()
-        if groups < 1 or in_channels % groups or out_channels % groups:
-            raise ShapeError(
-                f"Conv2d: expected channels divisible by groups={groups}, "
-                f"got {in_channels} and {out_channels}",
-                caller(),
-            )
-        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size = F.pair(kernel_size)
-        self.stride, self.dilation = F.pair(stride), F.pair(dilation)
-        self.padding = padding if isinstance(padding, str) else F.pair(padding)
-        shape = (out_channels, in_channels // groups, *self.kernel_size)
-        self.weight = Parameter(zeros(*shape, dtype=dtype))
-        self.bias = Parameter(zeros(out_channels, dtype=dtype)) if bias else None
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw anew: all of U(-1/sqrt(n), 1/sqrt(n)), n = in/groups kh kw."""
-        fan_in = self.in_channels // self.groups * math.prod(self.kernel_size)
-        _uniform_by_fan_in(self.weight, self.bias, fan_in)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(
-            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
-        )
-
-    def extra_repr(self) -> str:
-        return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
-            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
-            f"groups={self.groups}, bias={self.bias is not None}"
-        )
 
 
 class Embedding(Module):
@@ -197,8 +141,9 @@ class AdaptiveAvgPool2d(Module):
         return f"output_size={self.output_size}"
 
 
-def _uniform_by_fan_in(weight: Tensor, bias: Tensor | None, fan_in: int) -> None:
-    # PyTorch's default; its kaiming_uniform_(a=sqrt(5)) is this bound.
+def uniform_by_fan_in(weight: Tensor, bias: Tensor | None, fan_in: int) -> None:
+    """Draw both from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default."""
+    # Its kaiming_uniform_(a=sqrt(5)) is this bound.
     bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
     init.uniform_(weight, -bound, bound)
     if bias is not None:
