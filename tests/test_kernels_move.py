@@ -210,6 +210,20 @@ def test_index_out_of_range(isa: str, bad: int) -> None:
             assert error.value.args == (1, (bad, 4))
 
 
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+def test_check_index(index: type) -> None:
+    name = f"nir_check_index_{SUFFIX[np.dtype(index).name]}"
+    for n in (0, 1, 5, 1000):
+        x = np.arange(n).astype(index) % 7
+        np.testing.assert_array_equal(everywhere(name, [x], (7,), (n,), index, n, 1), x)
+        for bad in (7, -1, np.iinfo(index).max, np.iinfo(index).min) if n else ():
+            x[n // 2] = bad
+            for isa in ISAS:
+                with pytest.raises(KernelError) as error:
+                    call(name, isa, [x, x.copy()], (7,), n, 1)
+                assert error.value.args == (4, (bad, 7))
+
+
 # ---- scans -------------------------------------------------------------------------------------
 
 AXES = [(1, 1, 1), (3, 7, 1), (2, 100, 1), (2, 5, 3), (1, 9, 130), (0, 4, 2), (2, 4, 0), (1, 47, 1)]

@@ -11,6 +11,9 @@
 //                      rows  outer * n; cols  inner
 //   dims  0 outer  1 n  2 m  3 inner
 //
+//   check_index        ptrs  indices, y (the same shape; may be the same memory); dims  0 n
+//                      rows  their number. Outside [0, n) is NIR_INDEX_NOT_BELOW.
+//
 // Negative indices count from the end; others outside [0, n) are NIR_INDEX_OUT_OF_RANGE. In the
 // scatters y may be x itself; every part of the range reads all indices and adds those that fall
 // into it, in order, so the result does not depend on the split.
@@ -105,6 +108,22 @@ int32_t scatter_add(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_
   return finish(ctx, r0, r1, c0, c1);
 }
 
+template <class I>
+int32_t check_index(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1,
+                    int64_t c0, int64_t c1) {
+  const I *x = at<const I>(ptrs, 0);
+  I *y = at<I>(ptrs, 1);
+  for (int64_t r = r0; r < r1; ++r) {
+    if (static_cast<uint64_t>(static_cast<int64_t>(x[r])) >= static_cast<uint64_t>(dims[0])) {
+      ctx->detail[0] = x[r];
+      ctx->detail[1] = dims[0];
+      return NIR_INDEX_NOT_BELOW;
+    }
+    y[r] = x[r];
+  }
+  return finish(ctx, r0, r1, c0, c1);
+}
+
 }  // namespace
 }  // namespace NIR_NS
 
@@ -124,6 +143,8 @@ MOVE(64, uint64_t)
   DEFINE(scatter_add, scatter_add, dtype##_i64, T, int64_t, false)      \
   DEFINE(scatter_add_along, scatter_add, dtype##_i32, T, int32_t, true) \
   DEFINE(scatter_add_along, scatter_add, dtype##_i64, T, int64_t, true)
+DEFINE(check_index, check_index, i32, int32_t)
+DEFINE(check_index, check_index, i64, int64_t)
 ADD(f32, float)
 ADD(f64, double)
 ADD(i32, int32_t)

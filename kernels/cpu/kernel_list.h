@@ -33,6 +33,7 @@
   NIR_NUMBERS(X, max_pool2d_grad)             \
   NIR_FLOATS(X, avg_pool2d)                   \
   NIR_FLOATS(X, avg_pool2d_grad)              \
+  NIR_INDEXED(X, check_index)                 \
   NIR_MOVES_INDEXED(X, take)                  \
   NIR_MOVES_INDEXED(X, take_along)            \
   NIR_NUMBERS_INDEXED(X, scatter_add)         \

@@ -22,7 +22,9 @@ typedef int32_t (*nir_kernel_fn)(nir_ctx *ctx, void *const *ptrs, const int64_t 
 enum nir_status {
   NIR_OK = 0,
   NIR_INDEX_OUT_OF_RANGE = 1,  // detail[0] = the index, detail[1] = the size of the axis
-  NIR_UNSUPPORTED = 2          // a combination that the target's table must not have chosen
+  NIR_UNSUPPORTED = 2,         // a combination that the target's table must not have chosen
+  // 3 is the runtime's own: an error kept by a host function
+  NIR_INDEX_NOT_BELOW = 4  // the same for an index that must not be negative
 };
 
 // What one thread lends to one kernel call.

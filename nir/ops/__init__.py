@@ -1,7 +1,7 @@
 """Every op of nir, one class each (see `nir.ir.op.Op`); importing this fills the registry."""
 
 from nir.ops.cast import Cast
-from nir.ops.control import Cond, CustomVjp, HostCall, Scan
+from nir.ops.control import Cond, CustomVjp, HostCall
 from nir.ops.conv import Conv2d, Conv2dInputGrad, Conv2dWeightGrad, PackConv2d
 from nir.ops.elementwise import (
     Abs,
@@ -43,8 +43,9 @@ from nir.ops.elementwise import (
     Trunc,
 )
 from nir.ops.fused import Fused, ReducePartial
-from nir.ops.index import ScatterAdd, ScatterAddAlong, Take, TakeAlong
+from nir.ops.index import CheckIndex, ScatterAdd, ScatterAddAlong, Take, TakeAlong
 from nir.ops.linalg import Matmul, Pack
+from nir.ops.loops import Scan, WhileLoop
 from nir.ops.nn import (
     Attention,
     BatchNorm,
@@ -76,14 +77,16 @@ from nir.ops.source import Constant, Full, Iota
 __all__ = [
     "Abs", "Add", "ArgMax", "ArgMin", "Attention", "AvgPool2d", "AvgPool2dGrad", "BatchNorm",
     "BatchNormInference", "BitAnd", "BitNot", "BitOr", "BitXor", "Broadcast", "Cast", "Ceil",
-    "Concat", "Cond", "Constant", "Conv2d", "Conv2dInputGrad", "Conv2dWeightGrad", "Cos",
-    "CrossEntropy", "CumSum", "CustomVjp", "Dilate", "Div", "Eq", "Erf", "Exp", "Expm1", "Flip",
-    "Floor", "FloorDiv", "Full", "Fused", "Ge", "Gt", "HostCall", "Iota", "IsNan", "LayerNorm",
-    "Le", "Log", "Log1p", "LogSoftmax", "LogSumExp", "LogicalAnd", "LogicalNot", "LogicalOr",
-    "LogicalXor", "Lt", "Matmul", "Max", "MaxPool2d", "MaxPool2dGrad", "MaxPool2dSelect", "Maximum",
-    "Mean", "Min", "Minimum", "Mod", "Mul", "Ne", "Neg", "Pack", "PackConv2d", "Pad", "Pow", "Prod",
-    "RandomBernoulli", "RandomBits", "RandomNormal", "RandomUniform", "ReducePartial", "Relu",
-    "Reshape", "Round", "Rsqrt", "Scan", "ScatterAdd", "ScatterAddAlong", "ShiftLeft", "ShiftRight",
-    "ShiftRightLogical", "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Sort", "Sqrt", "Sub", "Sum",
-    "Take", "TakeAlong", "Tanh", "TopK", "Transpose", "Trunc", "Where",
+    "CheckIndex", "Concat", "Cond", "Constant", "Conv2d", "Conv2dInputGrad", "Conv2dWeightGrad",
+    "Cos", "CrossEntropy", "CumSum", "CustomVjp", "Dilate", "Div", "Eq", "Erf", "Exp", "Expm1",
+    "Flip", "Floor", "FloorDiv", "Full", "Fused", "Ge", "Gt", "HostCall", "Iota", "IsNan",
+    "LayerNorm", "Le", "Log", "Log1p", "LogSoftmax", "LogSumExp", "LogicalAnd", "LogicalNot",
+    "LogicalOr", "LogicalXor", "Lt", "Matmul", "Max", "MaxPool2d", "MaxPool2dGrad",
+    "MaxPool2dSelect", "Maximum", "Mean", "Min", "Minimum", "Mod", "Mul", "Ne", "Neg", "Pack",
+    "PackConv2d", "Pad", "Pow", "Prod", "RandomBernoulli", "RandomBits", "RandomNormal",
+    "RandomUniform", "ReducePartial", "Relu", "Reshape", "Round", "Rsqrt", "Scan", "ScatterAdd",
+    "ScatterAddAlong", "ShiftLeft", "ShiftRight", "ShiftRightLogical", "Sigmoid", "Sign", "Sin",
+    "Slice", "Softmax", "Sort", "Sqrt", "Sub", "Sum", "Take", "TakeAlong", "Tanh", "TopK",
+    "Transpose", "Trunc", "Where",
+    "WhileLoop",
 ]  # fmt: skip

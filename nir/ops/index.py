@@ -1,4 +1,4 @@
-"""Indexing by tensors: gather and scatter-add."""
+"""Indexing by tensors: gather, scatter-add, and the check of an index that goes elsewhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nir.errors import DTypeError, IndexRangeError, ShapeError
+from nir.ir.dim import Dim
 from nir.ir.op import Op, Sample, Value
 from nir.ir.types import TensorType, i32, i64
 
@@ -68,6 +69,43 @@ class Take(Op):
             Sample((_X, np.array([2, 0, 2, -3], np.int32)), {"axis": 1}),
             Sample((_X, np.array(2)), {"axis": 0}),
             Sample((_X, np.zeros(0, np.int64)), {"axis": 0}),
+        ]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class CheckIndex(Op):
+    """``indices`` (i32 or i64) as they are; one outside 0 .. size-1 raises IndexRangeError.
+
+    Nothing counts from the end. It stands where indices go on into arithmetic, as class labels do.
+    """
+
+    indices: Value
+    size: Dim
+    kind = "other"
+
+    def infer(self) -> tuple[TensorType, ...]:
+        if self.indices.type.dtype not in (i32, i64):
+            raise DTypeError(f"check_index: expected i32 or i64 indices, got {self.indices.type}")
+        return (self.indices.type,)
+
+    def ref(self, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+        bad = (indices < 0) | (indices >= self.size)
+        if bad.any():
+            raise IndexRangeError(
+                f"check_index: expected an index from 0 to {self.size - 1}, got {indices[bad][0]}"
+            )
+        return (indices,)
+
+    def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
+        return (None,)
+
+    @classmethod
+    def samples(cls) -> Sequence[Sample]:
+        return [
+            Sample((np.array([[0, 3], [1, 2]]),), {"size": 4}),
+            Sample((np.array([2, 0], np.int32),), {"size": 3}),
+            Sample((np.array(1),), {"size": 2}),
+            Sample((np.zeros((0, 2), np.int64),), {"size": 0}),
         ]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from nir.ir.dim import Dim, Shape, prod
 from nir.ir.types import DType
-from nir.ops.index import ScatterAdd, ScatterAddAlong, Take, TakeAlong
+from nir.ops.index import CheckIndex, ScatterAdd, ScatterAddAlong, Take, TakeAlong
 from nir.ops.pool import AvgPool2d, AvgPool2dGrad, MaxPool2d, MaxPool2dGrad, MaxPool2dSelect
 from nir.ops.random import RandomBits
 from nir.ops.reduce import ArgMax, ArgMin, CumSum
@@ -129,6 +129,18 @@ def take(op: Take) -> KernelCall | None:
 def take_along(op: TakeAlong) -> KernelCall | None:
     m = op.indices.type.shape[op.axis]
     return _indexed(f"take_along_{_bits(op.x.type.dtype)}", op, m, m, ())
+
+
+def check_index(op: CheckIndex) -> KernelCall | None:
+    t = op.indices.type
+    return KernelCall(
+        f"nir_check_index_{t.dtype.name}",
+        (op.size,),
+        rows=t.size,
+        row_grain=_STRIP,
+        work=2 * t.nbytes,
+        in_place=(0,),
+    )
 
 
 def scatter_add(op: ScatterAdd) -> KernelCall | None:
@@ -349,6 +361,7 @@ MOVEMENT: dict[str, Callable[[Any], KernelCall | None]] = {
     "max_pool2d_grad": max_pool2d_grad,
     "avg_pool2d": avg_pool2d,
     "avg_pool2d_grad": avg_pool2d_grad,
+    "check_index": check_index,
     "take": take,
     "take_along": take_along,
     "scatter_add": scatter_add,
