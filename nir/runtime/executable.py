@@ -31,7 +31,9 @@ from nir.runtime.profile import Profile, profile_of
 Codes = Mapping[str, Mapping[str, bytes]]
 Emit = Callable[[str], Mapping[str, bytes]]
 
-_INDEX_OUT_OF_RANGE = 1  # NIR_INDEX_OUT_OF_RANGE of kernels/cpu/nir_kernel.h
+# NIR_INDEX_OUT_OF_RANGE and NIR_INDEX_NOT_BELOW of kernels/cpu/nir_kernel.h: the least index that
+# they allow, in sizes of the axis.
+_LEAST_INDEX = {1: -1, 4: 0}
 
 
 def best_isa() -> str:
@@ -218,10 +220,11 @@ class Executable:
     def _kernel_error(self, status: int, call: int, *detail: int) -> BaseException:
         op, locs = self.sites[call]
         where = location_text(locs) or None
-        if status == _INDEX_OUT_OF_RANGE:
+        if status in _LEAST_INDEX:
             index, size = detail
+            least = size * _LEAST_INDEX[status]
             return IndexRangeError(
-                f"{op}: expected an index from {-size} to {size - 1}, got {index}", where
+                f"{op}: expected an index from {least} to {size - 1}, got {index}", where
             )
         if status == HOST_ERROR:
             error = self.hosts[self.program.calls[call].kernel].take_error()

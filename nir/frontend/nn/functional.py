@@ -314,8 +314,8 @@ def nll_loss(
     Samples of class ``ignore_index`` count neither in the sum nor in the mean.
     """
     rows, classes = _rows("nll_loss", input, target)
-    kept = classes != ignore_index
-    picked = rows.gather(-1, where(kept, classes, 0).unsqueeze(-1)).squeeze(-1)
+    kept, classes = _kept(rows, classes, ignore_index)
+    picked = rows.gather(-1, classes.unsqueeze(-1)).squeeze(-1)
     return _reduce_kept(-picked, kept, target, reduction)
 
 
@@ -330,7 +330,8 @@ def cross_entropy(
 
     ``target`` holds classes i64[N, ...] or, if it is floating, probabilities of input's shape.
     With ``label_smoothing`` s the target is (1 - s) of itself and s/C of every class. Samples of
-    class ``ignore_index`` count neither in the sum nor in the mean.
+    class ``ignore_index`` count neither in the sum nor in the mean; another class outside 0 .. C-1
+    is an IndexRangeError when it runs.
     """
     if not 0 <= label_smoothing <= 1:
         raise NirError(
@@ -343,12 +344,18 @@ def cross_entropy(
         losses = -(spread * input.log_softmax(1)).sum(1)
         return _reduce(losses, reduction)
     rows, classes = _rows("cross_entropy", input, target)
-    kept = classes != ignore_index
-    losses = _apply(ops.CrossEntropy, rows, where(kept, classes, 0))
+    kept, classes = _kept(rows, classes, ignore_index)
+    losses = _apply(ops.CrossEntropy, rows, classes)
     if label_smoothing:
         uniform = -rows.log_softmax(-1).mean(-1)
         losses = (1 - label_smoothing) * losses + label_smoothing * uniform
     return _reduce_kept(losses, kept, target, reduction)
+
+
+def _kept(rows: Tensor, classes: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Which rows count, and classes in range: 0 for the others, checked when it runs."""
+    kept = classes != ignore_index
+    return kept, _apply(ops.CheckIndex, where(kept, classes, 0), size=rows.shape[1])
 
 
 def _rows(name: str, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
