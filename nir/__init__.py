@@ -10,7 +10,7 @@ from nir.errors import NirError
 from nir.frontend import data, init, nn, optim
 from nir.frontend.checkpoint import load_checkpoint, save_checkpoint
 from nir.frontend.compiled import compile
-from nir.frontend.control import cond, custom_vjp, host_call, scan
+from nir.frontend.control import cond, custom_vjp, host_call, scan, while_loop
 from nir.frontend.flush import compile_count, set_default_target
 from nir.frontend.functional import (
     arange, argsort, cat, constant, exp, eye, from_dlpack, from_numpy, full, full_like, linspace,

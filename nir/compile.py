@@ -16,14 +16,27 @@ from nir import flags
 from nir.codegen import CODEGEN_VERSION, LoopKernel, compile_blob, lower_fused, print_llvm
 from nir.errors import UnsupportedError, VerifyError
 from nir.ir.compare import beyond_rounding, worst
+from nir.ir.dim import Dim
 from nir.ir.dump import Dumper
 from nir.ir.graph import Graph, location_text
 from nir.ir.interp import random_inputs, run
 from nir.ir.location import Location
 from nir.ir.op import OPS, Op, Value
-from nir.ir.program import Buffer, Call, Donation, Epilogue, Program, Target
-from nir.ops import Constant, HostCall
+from nir.ir.program import (
+    Branch,
+    Buffer,
+    Call,
+    Carry,
+    Donation,
+    Epilogue,
+    Loop,
+    Move,
+    Program,
+    Target,
+)
+from nir.ops import Cond, Constant, HostCall, Scan, WhileLoop
 from nir.ops.fused import Fused
+from nir.passes.blocks import block_of
 from nir.passes.memory import is_alias
 from nir.passes.pipeline import run_pipeline
 from nir.runtime import (
@@ -251,6 +264,19 @@ def lower(
     return _Lowering(graph, target).run()
 
 
+@dataclass(frozen=True)
+class _Scope:
+    """A graph while it is lowered: where its arena begins, and the buffers of its outputs."""
+
+    graph: Graph
+    arena: Dim
+    outputs: Sequence[int]
+
+    def block(self, position: int) -> Dim:
+        assert self.graph.plan is not None
+        return self.arena + self.graph.plan.blocks[position][0]
+
+
 @dataclass
 class _Lowering:
     graph: Graph
@@ -262,20 +288,18 @@ class _Lowering:
     loops: dict[str, LoopKernel] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     hosts: dict[str, HostKernel] = field(default_factory=dict)
-    by_number: list[Value] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.by_number = list(self.graph.number)
+    controls: list[Loop | Branch] = field(default_factory=list)
+    carries: list[Carry] = field(default_factory=list)
 
     def run(self) -> tuple[Program, dict[str, LoopKernel], dict[str, HostKernel]]:
         graph = self.graph
         assert graph.plan is not None
         for k, v in enumerate(graph.inputs):
             self.place(v, Buffer("input", k, 0, v.type.nbytes))
-        for op in graph.nodes:
-            self.place_results(op)
-            if not isinstance(op, Constant) and not is_alias(op):
-                self.call(op)
+        outputs = [
+            self.buffer(Buffer("output", k, 0, v.type.nbytes)) for k, v in enumerate(graph.outputs)
+        ]
+        self.lower_graph(_Scope(graph, 0, outputs))
         program = Program(
             graph.name,
             graph.input_types,
@@ -288,31 +312,123 @@ class _Lowering:
             tuple(Donation(i, o) for i, o in graph.plan.donations),
             graph.input_names,
             tuple(f"out{k}" for k in range(len(graph.outputs))),
+            tuple(self.controls),
+            tuple(self.carries),
         )
         return program, self.loops, self.hosts
 
     # ---- buffers -------------------------------------------------------------------------------
 
-    def place(self, v: Value, buffer: Buffer) -> None:
-        self.at[v] = len(self.buffers)
+    def buffer(self, buffer: Buffer) -> int:
         self.buffers.append(buffer)
+        return len(self.buffers) - 1
 
-    def place_results(self, op: Op) -> None:
+    def place(self, v: Value, buffer: Buffer) -> None:
+        self.at[v] = self.buffer(buffer)
+
+    def lower_graph(self, scope: _Scope) -> None:
+        for i, op in enumerate(scope.graph.nodes):
+            self.place_results(op, scope)
+            match op:
+                case Scan() | WhileLoop() | Cond():
+                    self.control(op, scope.block(i))
+                case Constant():
+                    pass
+                case _ if not is_alias(op):
+                    self.call(op)
+
+    def place_results(self, op: Op, scope: _Scope) -> None:
         if isinstance(op, Constant):
             data = np.ascontiguousarray(op.data)
             self.place(op.result, Buffer("const", len(self.constants), 0, data.nbytes))
             self.constants.append(data.tobytes())
             return
-        assert self.graph.plan is not None
+        assert scope.graph.plan is not None
         for v in op.results:
-            p = self.graph.plan.placements[self.graph.number[v]]
+            p = scope.graph.plan.placements[scope.graph.number[v]]
             match p.kind:
                 case "arena":
-                    self.place(v, Buffer("arena", 0, p.offset, v.type.nbytes))
+                    self.place(v, Buffer("arena", 0, scope.arena + p.offset, v.type.nbytes))
                 case "output":
-                    self.place(v, Buffer("output", p.of, p.offset, v.type.nbytes))
+                    self.at[v] = scope.outputs[p.of]
                 case "alias":
-                    self.at[v] = self.at[self.by_number[p.of]]
+                    self.at[v] = self.at[scope.graph.values[p.of]]
+
+    def element(self, buffer: int, loop: int, nbytes: Dim) -> int:
+        """The element of a stack of them that loop ``loop`` has come to."""
+        b = self.buffers[buffer]
+        return self.buffer(replace(b, nbytes=nbytes, moves=(*b.moves, Move(loop, nbytes))))
+
+    # ---- loops and branches --------------------------------------------------------------------
+
+    def control(self, op: Scan | WhileLoop | Cond, base: Dim) -> None:
+        """Calls of the regions of ``op``, and the record that says when they run."""
+        number, first = len(self.controls), len(self.calls)
+        self.controls.append(Loop(first, first, first, 0))  # its place; the record is known last
+        match op:
+            case Cond():
+                record: Loop | Branch = self.branch(op, base, first)
+            case Scan():
+                record = self.scan(op, base, first, number)
+            case WhileLoop():
+                record = self.while_loop(op, base, first, number)
+        self.controls[number] = record
+        if len(self.calls) == first:  # there is nothing to do, and nothing in it has a record
+            self.controls.pop()
+
+    def branch(self, op: Cond, base: Dim, first: int) -> Branch:
+        block = block_of(op)
+        assert block is not None
+        given = [self.at[v] for v in op.captures]
+        results = [self.at[v] for v in op.results]
+        self.region(op.then_body, base + block.arena, given, results)
+        other = len(self.calls)
+        self.region(op.else_body, base + block.arena, given, results)
+        return Branch(first, other, len(self.calls), self.at[op.predicate])
+
+    def scan(self, op: Scan, base: Dim, first: int, number: int) -> Loop:
+        block = block_of(op)
+        assert block is not None
+        n = len(op.init)
+        before, after = self.carry(op, block.spares, base, number)
+        xs = [self.element(self.at[v], number, slice_.type.nbytes)
+              for v, slice_ in zip(op.xs, op.body.inputs[n:], strict=False)]  # fmt: skip
+        ys = [self.element(self.at[v], number, slice_.type.nbytes)
+              for v, slice_ in zip(op.results[n:], op.body.outputs[n:], strict=True)]  # fmt: skip
+        given = [*before, *xs, *(self.at[v] for v in op.captures)]
+        self.region(op.body, base + block.arena, given, [*after, *ys])
+        return Loop(first, first, len(self.calls), op.length, None, op.reverse)
+
+    def while_loop(self, op: WhileLoop, base: Dim, first: int, number: int) -> Loop:
+        block = block_of(op)
+        assert block is not None
+        before, after = self.carry(op, block.spares, base, number)
+        given = [*before, *(self.at[v] for v in op.captures)]
+        predicate = self.buffer(Buffer("arena", 0, base + block.predicate, 1))
+        self.region(op.condition, base + block.arena, given, [predicate])
+        body = len(self.calls)
+        self.region(op.body, base + block.arena, given, after)
+        return Loop(first, body, len(self.calls), op.max_trips, predicate)
+
+    def carry(
+        self, op: Scan | WhileLoop, spares: Sequence[Dim], base: Dim, number: int
+    ) -> tuple[list[int], list[int]]:
+        """What a step of the loop reads and writes of each carry."""
+        before, after = [], []
+        for init, result, spare in zip(op.init, op.results, spares, strict=False):
+            nbytes = init.type.nbytes
+            k = len(self.carries)
+            own = self.buffer(Buffer("arena", 0, base + spare, nbytes))
+            self.carries.append(Carry(number, self.at[init], self.at[result], own, nbytes))
+            before.append(self.buffer(Buffer("before", k, 0, nbytes)))
+            after.append(self.buffer(Buffer("after", k, 0, nbytes)))
+        return before, after
+
+    def region(
+        self, graph: Graph, arena: Dim, inputs: Sequence[int], outputs: Sequence[int]
+    ) -> None:
+        self.at.update(zip(graph.inputs, inputs, strict=True))
+        self.lower_graph(_Scope(graph, arena, outputs))
 
     # ---- calls ---------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from nir.errors import NirError, PackageError, UnsupportedError
 from nir.ir.program import Buffer, Call, Program
 from nir.ir.types import TensorType, f32
 from nir.runtime import Executable, HostKernel, Storage, _core
-from nir.runtime.encode import encode
+from nir.runtime.encode import VERSION, encode
 
 pytestmark = h.needs_gcc
 
@@ -304,7 +304,7 @@ def test_random_programs_never_crash_the_reader() -> None:
             body[at] = rng.choice((0, 1, 2, 255, body[at] ^ (1 << rng.randrange(8))))
         if rng.random() < 0.1:
             body = body[: rng.randrange(len(body))]
-        data = struct.pack("<8sIIQ", b"NIRPROG\0", 1, zlib.crc32(body), 24 + len(body)) + body
+        data = struct.pack("<8sIIQ", b"NIRPROG\0", VERSION, zlib.crc32(body), 24 + len(body)) + body
         try:
             exe = _core.Executable(data, constants, codes, {})
             outcomes.add("loaded")

@@ -1,4 +1,4 @@
-"""Control flow and calls as ops: `cond`, `scan`, `custom_vjp`, `host_call`.
+"""Control flow and calls as ops: `cond`, `scan`, `while_loop`, `custom_vjp`, `host_call`.
 
 The functions given to them are traced into regions. A region may read tensors from around it: they
 become operands of the op.
@@ -182,6 +182,44 @@ def scan(
     )  # fmt: skip
     results = [Tensor._of(c) for c in lazy.record(op, args)]
     return pytree.unflatten(carry_tree, results), pytree.unflatten(y_tree, results)
+
+
+def while_loop(
+    cond_fn: Callable[[Any], Tensor],
+    body_fn: Callable[[Any], Any],
+    init: Any,
+    max_trips: int | None = None,
+) -> Any:
+    """The first carry for which ``cond_fn(carry)`` is false, of init, body_fn(init) and so on.
+
+    ``init`` is a tree of tensors, and ``body_fn`` keeps its structure and types; ``cond_fn``
+    returns a bool scalar. After ``max_trips`` steps the loop stops, whatever the condition says.
+    Its gradient takes time and memory for ``max_trips`` steps, and without it there is none
+    (NotDifferentiable). Raises ShapeError or DTypeError for functions that return something else.
+    """
+    tensors, tree = pytree.tensors(init)
+    types = [t.type for t in tensors]
+    one = pytree.Node(tuple, None, (tree,))
+    condition = _region(cond_fn, "condition", types, one)
+    body = _region(body_fn, "body", types, one)
+    predicate = [c.type for c in condition.outputs]
+    if not isinstance(condition.structure, pytree.Leaf) or predicate != [TensorType(bool_)]:
+        raise DTypeError(
+            f"while_loop: expected a condition that returns bool[], got "
+            f"({', '.join(map(str, predicate))})",
+            caller(),
+        )
+    if body.structure != tree:
+        raise ShapeError(
+            "while_loop: expected the function to return the carry as it came", caller()
+        )
+    captures = list(dict.fromkeys(c for r in (condition, body) for c in r.captures))
+    carries = [t._cell for t in tensors]
+    op = ops.WhileLoop(
+        _values(carries), _values(captures), condition.close(captures), body.close(captures),
+        max_trips,
+    )  # fmt: skip
+    return _emit(op, [*carries, *captures], tree)
 
 
 def _shift(tree: pytree.Tree, by: int) -> pytree.Tree:

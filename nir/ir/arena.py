@@ -56,10 +56,15 @@ class Arena:
         if graph.plan is None:
             raise VerifyError(f"@{graph.name} has no memory plan")
         self._graph, self._sizes = graph, sizes
+        self._blocks: dict[Op, _Place] = {}
         # Numbers of values whose bytes a value shares unchanged: a view has its base's content.
         self._content: dict[Value, int] = {}
         self._places: dict[Value, _Place] = {}
         arena = self._allocate(align(value(graph.plan.arena, sizes)))
+        for i, (offset, size) in graph.plan.blocks.items():
+            start = align(value(offset, sizes))
+            stop = start + value(size, sizes)
+            self._blocks[graph.nodes[i]] = _Place(arena.memory, arena.owner, start, stop)
         donated = {out: source for source, out in graph.plan.donations}
         for v, x in zip(graph.inputs, inputs, strict=True):
             self._place(v, self._allocate(self._nbytes(v)), 0)
@@ -133,7 +138,13 @@ class Arena:
         return self._load(v)
 
     def read(self, op: Op) -> list[np.ndarray]:
-        """The operands of ``op``; VerifyError names one that another value has overwritten."""
+        """The operands of ``op``; VerifyError names one that another value has overwritten.
+
+        An op with regions overwrites its block before it has read them.
+        """
+        if (block := self._blocks.get(op)) is not None:
+            block.memory[block.start : block.stop] = _POISON
+            block.blocks()[...] = self._graph.number[op.results[0]] if op.results else -1
         line = location_text(op.locs)
         return [self._checked(v, op.name, line) for v in op.operands]
 

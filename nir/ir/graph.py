@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -52,11 +52,16 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """The plan of a graph: a placement for each node result, by number, and the arena's size."""
+    """The plan of a graph: a placement for each node result, by number, and the arena's size.
+
+    An op with regions takes a block of the arena while it runs, for what its regions' own plans
+    ask for: ``blocks`` has offset and size of it, by the op's position.
+    """
 
     arena: Dim
     placements: Mapping[int, Placement]
     donations: tuple[tuple[int, int], ...] = ()  # (input, output) pairs that may share storage
+    blocks: Mapping[int, tuple[Dim, Dim]] = field(default_factory=dict)
 
 
 class Graph:
@@ -113,6 +118,11 @@ class Graph:
     def number(self) -> dict[Value, int]:
         """Canonical numbers: inputs, then results in order. Equal graphs number equally."""
         return {v: i for i, v in enumerate(self.values)}
+
+    @cached_property
+    def position(self) -> dict[Op, int]:
+        """The place of each op among ``nodes``."""
+        return {op: i for i, op in enumerate(self.nodes)}
 
     @cached_property
     def values(self) -> tuple[Value, ...]:
@@ -190,6 +200,8 @@ class Graph:
             yield f"{self.plan.arena} {self.plan.donations} " + " ".join(
                 f"{n}:{p}" for n, p in sorted(self.plan.placements.items())
             )
+            if self.plan.blocks:
+                yield str(sorted(self.plan.blocks.items()))
         if self.donate:
             yield str(self.donate)
 

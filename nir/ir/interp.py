@@ -22,6 +22,8 @@ Trace = Callable[[Op, Sequence[np.ndarray], list[np.ndarray]], None]
 
 # Sizes of the graph being run: a region may use symbols that its own inputs do not determine.
 _SIZES: ContextVar[Mapping[str, int] | None] = ContextVar("sizes", default=None)
+# Whether planned regions run in their planned arenas too.
+_IN_ARENA: ContextVar[bool] = ContextVar("in_arena", default=False)
 
 
 def run(
@@ -40,7 +42,7 @@ def run(
     """
     arrays = [np.asarray(a) for a in inputs]
     sizes = bind_inputs(graph, arrays, env)
-    token = _SIZES.set(sizes)
+    token, arena_token = _SIZES.set(sizes), _IN_ARENA.set(arena)
     try:
         with np.errstate(all="ignore"):
             if arena:
@@ -48,11 +50,15 @@ def run(
             return _run(graph, arrays, sizes, trace)
     finally:
         _SIZES.reset(token)
+        _IN_ARENA.reset(arena_token)
 
 
 def evaluate_region(graph: Graph, operands: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The outputs of a region, for ops that hold closed graphs; symbols keep their values."""
-    return run(graph, operands, _SIZES.get())
+    """The outputs of a region, for ops that hold closed graphs; symbols keep their values.
+
+    In a run with ``arena=True`` a region that has a memory plan runs in its own arena.
+    """
+    return run(graph, operands, _SIZES.get(), arena=_IN_ARENA.get() and graph.plan is not None)
 
 
 def _run(

@@ -155,8 +155,9 @@ class _Parser:
         self.expect("{")
         nodes: list[Op] = []
         placed: list[tuple[Token, Value, tuple[str, Dim, Any]]] = []
+        blocks: dict[int, tuple[Dim, Dim]] = {}
         while not self.accept_word("return"):
-            nodes.append(self.node(scope, placed))
+            nodes.append(self.node(scope, placed, blocks, len(nodes)))
         outputs: list[Value] = []
         while not self.accept("}"):
             if outputs:
@@ -168,7 +169,7 @@ class _Parser:
                               ", ".join(map(str, output_types)))  # fmt: skip
         graph = Graph(name, inputs, nodes, outputs, input_names, None, donate)
         if arena is not None:
-            graph = graph.with_(plan=self.plan(graph, arena, placed, reuse))
+            graph = graph.with_(plan=self.plan(graph, arena, placed, reuse, blocks))
         elif placed:
             self.fail("arena[...] in the head of a graph that has placements", placed[0][0])
         return graph
@@ -210,7 +211,13 @@ class _Parser:
 
     # ---- nodes ---------------------------------------------------------------------------------
 
-    def node(self, scope: dict[str, Value], placed: list[Any]) -> Op:
+    def node(
+        self,
+        scope: dict[str, Value],
+        placed: list[Any],
+        blocks: dict[int, tuple[Dim, Dim]],
+        position: int,
+    ) -> Op:
         start = self.token
         results: list[Token] = []
         while self.token.kind == "value":
@@ -235,6 +242,8 @@ class _Parser:
         values = [self.define(scope, t, type_) for t, type_ in zip(results, types, strict=True)]
         if self.accept_word("in"):
             self.places(values, scope, placed)
+        if self.accept_word("block"):
+            blocks[position] = self.bracketed(self.block)
         op = cls(**fields, results=tuple(values), locs=self.locations(start))
         return op
 
@@ -318,14 +327,24 @@ class _Parser:
                 return "alias", offset, base
         self.fail("a place: arena[...], output[...], alias[...] or _", token)
 
+    def block(self) -> tuple[Dim, Dim]:
+        offset = self.dim()
+        self.expect(",")
+        return offset, self.dim()
+
     def plan(
-        self, graph: Graph, arena: Dim, placed: list[Any], reuse: tuple[tuple[int, int], ...]
+        self,
+        graph: Graph,
+        arena: Dim,
+        placed: list[Any],
+        reuse: tuple[tuple[int, int], ...],
+        blocks: Mapping[int, tuple[Dim, Dim]],
     ) -> MemoryPlan:
         placements = {}
         for _, v, (kind, offset, of) in placed:
             number = graph.number[of] if isinstance(of, Value) else of
             placements[graph.number[v]] = Placement(kind, offset, number)
-        return MemoryPlan(arena, placements, reuse)
+        return MemoryPlan(arena, placements, reuse, blocks)
 
     # ---- types and sizes -----------------------------------------------------------------------
 

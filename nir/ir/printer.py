@@ -7,7 +7,7 @@
     donate     = "donate" "[" pair {"," pair} "]"              pair = input "->" output, by position
     plan       = "arena" "[" dim "]" ["reuse" "[" pair {"," pair} "]"]
     node       = [values "="] op "(" [operand {"," operand}] ")" [attributes] ":" types
-                 ["in" places] ["@" location {"," location}]
+                 ["in" places] ["block" "[" dim "," dim "]"] ["@" location {"," location}]
     operand    = value | "none" | "[" [values] "]"
     attributes = "{" name "=" attribute {"," name "=" attribute} "}"
     attribute  = number | "true" | "false" | "none" | string | dim | dtype | type | graph
@@ -177,7 +177,7 @@ def _node_lines(
     attributes = ", ".join(_attributes(op, constants, indent))
     shown = f" {{{attributes}}}" if attributes else ""
     text = f"{indent}{left}{op.name}({_operands(op, names)}){shown} : {_types(op.results)}"
-    return (text + _places(graph, op, names)).split("\n")
+    return (text + _places(graph, op, names) + _block(graph, op)).split("\n")
 
 
 def _operands(op: Op, names: Mapping[Value, str]) -> str:
@@ -300,6 +300,13 @@ def _places(graph: Graph, op: Op, names: Mapping[Value, str]) -> str:
     by_number = graph.values
     shown = [_place(p, names, by_number) if p else "_" for p in found]
     return f" in {shown[0]}" if len(shown) == 1 else f" in ({', '.join(shown)})"
+
+
+def _block(graph: Graph, op: Op) -> str:
+    if graph.plan is None or not graph.plan.blocks or not any(op.regions()):
+        return ""
+    found = graph.plan.blocks.get(graph.position[op])
+    return f" block[{dim_text(found[0])}, {dim_text(found[1])}]" if found else ""
 
 
 def _place(p: Placement, names: Mapping[Value, str], by_number: Sequence[Value]) -> str:

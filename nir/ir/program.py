@@ -1,7 +1,9 @@
 """Records that the stages share: the Target, and the Program that lowering ends in.
 
 A Program is data: a flat list of kernel calls over one arena, with sizes as expressions that C++
-evaluates once for each set of bound input shapes. Nothing here knows how it is made or run.
+evaluates once for each set of bound input shapes. Loops and branches are records beside the list
+that say which calls run how often, and how addresses move. Nothing here knows how it is made or
+run.
 """
 
 from __future__ import annotations
@@ -32,17 +34,28 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Move:
+    """A buffer lies ``stride`` bytes further on for each element that loop ``loop`` goes on."""
+
+    loop: int  # index into Program.controls
+    stride: Dim
+
+
+@dataclass(frozen=True, slots=True)
 class Buffer:
     """Storage of a value during a run.
 
     kind "input"/"output"/"const": ``index`` says which one, ``offset`` is a byte offset in it;
-    kind "arena": ``offset`` in bytes, rounded up to 64 when it is evaluated.
+    kind "arena": ``offset`` in bytes, rounded up to 64 when it is evaluated;
+    kind "before"/"after": what a step of a loop reads and writes of carry ``index``.
+    A buffer that moves with a loop, or is a carry of it, is for calls in that loop only.
     """
 
-    kind: Literal["input", "output", "const", "arena"]
+    kind: Literal["input", "output", "const", "arena", "before", "after"]
     index: int
     offset: Dim
     nbytes: Dim
+    moves: tuple[Move, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +91,49 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Carry:
+    """A value that loop ``loop`` hands from step to step, in ``nbytes`` bytes.
+
+    The first step reads buffer ``init``; steps write ``result`` and ``spare`` in turn, so that the
+    next one reads what the last one wrote, and the last write lies in ``result`` afterwards.
+    """
+
+    loop: int
+    init: int
+    result: int
+    spare: int
+    nbytes: Dim
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """Calls first .. end - 1 run again and again.
+
+    ``trips`` is the number of steps, from the last element to the first where ``reverse`` is set.
+    With a ``predicate`` (a buffer of one byte) it is the most steps there may be, None for no
+    limit: each step calls first .. body - 1, and goes on with body .. end - 1 if the predicate is
+    then not 0. Without one, body is first.
+    """
+
+    first: int
+    body: int
+    end: int
+    trips: Dim | None
+    predicate: int | None = None
+    reverse: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Calls first .. other - 1 run if buffer ``predicate`` is not 0, else other .. end - 1."""
+
+    first: int
+    other: int
+    end: int
+    predicate: int
+
+
+@dataclass(frozen=True, slots=True)
 class Donation:
     """Output ``output`` may take over the storage of input ``input`` when the run owns it alone."""
 
@@ -92,6 +148,8 @@ class Program:
     ``codes`` maps a generated kernel's name to {ISA level: position-independent blob};
     other names are symbols of kernels/cpu, without their ISA suffix.
     ``constants`` are raw bytes, 64-byte aligned when loaded.
+    ``controls`` nest: each has at least one call, lies within one part of the one around it, and
+    stands behind that one and before those that begin later.
     """
 
     name: str
@@ -105,3 +163,5 @@ class Program:
     donations: tuple[Donation, ...] = ()
     input_names: tuple[str, ...] = ()
     output_names: tuple[str, ...] = ()
+    controls: tuple[Loop | Branch, ...] = ()
+    carries: tuple[Carry, ...] = ()

@@ -6,6 +6,9 @@ program @step(%x: f32[B,784], %w: f32[784,10]) -> (%out0: f32[B,10]) arena[64*B]
   b0 = input[%x] : 3136*B bytes
   b2 = arena[0] : 40*B bytes
   nir_matmul_f32(b0, b1, b2) {dims=[B, 10, 784], rows=B, cols=10} for matmul   @ model.py:14
+  loop0 T times {
+    nir_loop_1f(b3, b4) {...} for add   @ model.py:15
+  }
 }
 """
 
@@ -14,9 +17,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from nir.ir.dim import Dim
+from nir.ir.dim import Dim, Poly
 from nir.ir.printer import dim_text, location_token, name_text, type_text
-from nir.ir.program import Buffer, Call, Program
+from nir.ir.program import Branch, Buffer, Call, Loop, Program
 
 
 def print_program(program: Program) -> str:
@@ -45,23 +48,74 @@ def _lines(p: Program) -> Iterator[str]:
     places = {"input": inputs, "output": outputs}
     for i, buffer in enumerate(p.buffers):
         yield f"  b{i} = {_place(buffer, places)} : {dim_text(buffer.nbytes)} bytes"
+    for i, c in enumerate(p.carries):
+        yield (
+            f"  carry{i} = loop{c.loop}: b{c.init}, then b{c.result} and b{c.spare} in turn : "
+            f"{dim_text(c.nbytes)} bytes"
+        )
     calls = [_call(c) for c in p.calls]
     width = max((len(c) for c in calls if len(c) <= 80), default=0)
-    for text, call in zip(calls, p.calls, strict=True):
+    opening, closing = _braces(p)
+    indent = "  "
+    for i, (text, call) in enumerate(zip(calls, p.calls, strict=True)):
+        for line in opening.get(i, ()):
+            indent = indent[2:] if line.startswith("}") else indent
+            yield indent + line
+            indent += "  "
         where = ", ".join(map(location_token, sorted(call.locs)))
-        yield f"  {text:<{width}}   @ {where}" if where else f"  {text}"
+        yield f"{indent}{text:<{width}}   @ {where}" if where else f"{indent}{text}"
+        for _ in range(closing.get(i + 1, 0)):
+            indent = indent[2:]
+            yield indent + "}"
     yield "}"
+
+
+def _braces(p: Program) -> tuple[dict[int, list[str]], dict[int, int]]:
+    """Lines in front of each call that begins a part of a control, and how many end behind it."""
+    opening: dict[int, list[str]] = {}
+    closing: dict[int, int] = {}
+    for i, c in enumerate(p.controls):
+        second = c.other if isinstance(c, Branch) else c.body
+        begin = opening.setdefault(c.first, [])
+        match c:
+            case Branch(predicate=b):
+                begin.append(f"branch{i} if b{b} {{")
+            case Loop(trips=trips, predicate=None, reverse=reverse):
+                assert trips is not None
+                begin.append(f"loop{i} {dim_text(trips)} times{' in reverse' * reverse} {{")
+            case Loop(trips=trips, predicate=b):
+                most = f" at most {dim_text(trips)} times" if trips is not None else ""
+                begin.append(f"loop{i}{most} {{")
+        if isinstance(c, Branch) or c.predicate is not None:
+            word = "} else {" if isinstance(c, Branch) else f"}} while b{c.predicate} {{"
+            if second == c.first:
+                begin.append(word)
+            elif second < c.end:
+                opening.setdefault(second, []).insert(0, word)
+        closing[c.end] = closing.get(c.end, 0) + 1
+    return opening, closing
 
 
 def _place(b: Buffer, names: dict[str, tuple[str, ...]]) -> str:
     match b.kind:
         case "arena":
-            return f"arena[{dim_text(b.offset)}]"
+            return f"arena[{dim_text(b.offset)}]" + _moves(b)
         case "const":
             place = f"const{b.index}"
+        case "before" | "after":
+            place = f"{b.kind}[carry{b.index}]"
         case _:
             place = f"{b.kind}[%{name_text(names[b.kind][b.index])}]"
-    return f"{place}+{dim_text(b.offset)}" if b.offset != 0 else place
+    place = f"{place}+{dim_text(b.offset)}" if b.offset != 0 else place
+    return place + _moves(b)
+
+
+def _moves(b: Buffer) -> str:
+    return "".join(f" + loop{m.loop}*{_factor(m.stride)}" for m in b.moves)
+
+
+def _factor(d: Dim) -> str:
+    return f"({dim_text(d)})" if isinstance(d, Poly) and len(d.terms) > 1 else dim_text(d)
 
 
 def _call(c: Call) -> str:

@@ -35,7 +35,17 @@ def verify(graph: Graph, sizes: Iterable[Mapping[str, int]] | None = None) -> Gr
         bindings = list(sizes) if sizes is not None else sample_sizes(graph)
         for env in bindings:
             _verify_plan(graph, graph.plan, env)
+            for op in graph.nodes:
+                _verify_region_plans(op, env)
     return graph
+
+
+def _verify_region_plans(op: Op, env: Mapping[str, int]) -> None:
+    for _, region in op.regions():
+        if region.plan is not None:
+            _verify_plan(region, region.plan, env)
+            for inner in region.nodes:
+                _verify_region_plans(inner, env)
 
 
 def sample_sizes(graph: Graph) -> list[dict[str, int]]:
@@ -133,6 +143,27 @@ def _verify_plan(graph: Graph, plan: MemoryPlan, env: Mapping[str, int]) -> None
         by_storage.setdefault(r.storage, []).append(r)
     for found in by_storage.values():
         _check_overlaps(graph, found, where, views)
+    _check_blocks(graph, plan, by_storage.get(("arena", 0), []), env, where)
+
+
+def _check_blocks(
+    graph: Graph, plan: MemoryPlan, ranges: Sequence[_Range], env: Mapping[str, int], where: str
+) -> None:
+    """Nothing that lives while an op with regions runs lies in its block."""
+    for i, (offset, size) in plan.blocks.items():
+        op, low = graph.nodes[i], align(value(offset, env))
+        high = low + value(size, env)
+        if high > align(value(plan.arena, env)):
+            _fail(graph, op, where, f"its block ends at byte {high} of the arena")
+        for r in ranges:
+            if r.start <= i <= r.end and r.low < high and low < r.high:
+                _fail(
+                    graph,
+                    op,
+                    where,
+                    f"its block takes bytes {low} to {high} of arena, in which "
+                    f"%{graph.names[r.value]} ({r.low} to {r.high}) lives",
+                )
 
 
 def _views(graph: Graph) -> dict[Value, Value]:

@@ -39,7 +39,8 @@ from nir.ops import (
 )
 from nir.ops.expr import Expr
 from nir.ops.fused import Fused, ReducePartial
-from nir.passes.rewrite import Context, rewrite
+from nir.passes.blocks import CONTROL
+from nir.passes.rewrite import Context, map_regions, rewrite
 
 # What a generated loop does besides elementwise ops; see nir.ops.fused.
 GENERATED = (
@@ -63,8 +64,13 @@ GENERATED = (
 _NARROW = (i8, i16, u8)
 
 
+_RUNS_CONTROL = frozenset({"cpu", "interp"})
+
+
 def covered(op: Op, target: Target) -> bool:
-    """Whether ``target`` runs ``op`` as it is, by a kernel or in a generated loop."""
+    """Whether ``target`` runs ``op`` as it is, by a kernel, in a generated loop or as a control."""
+    if isinstance(op, CONTROL):
+        return target.name in _RUNS_CONTROL
     if target.name == "interp" or op.kind == "elementwise" or isinstance(op, GENERATED):
         return True
     if isinstance(op, HostCall):  # the process that compiles runs it, whatever the target
@@ -74,7 +80,10 @@ def covered(op: Op, target: Target) -> bool:
 
 
 def decompose(graph: Graph, target: Target) -> Graph:
-    """``graph`` in ops that ``target`` covers; UnsupportedError names the first it cannot."""
+    """``graph`` in ops that ``target`` covers; UnsupportedError names the first it cannot.
+
+    Regions follow the graph around them: those of ops that are taken apart are not looked at.
+    """
     if target.name == "interp":
         return graph
     rule = partial(_expand, target)
@@ -88,7 +97,7 @@ def decompose(graph: Graph, target: Target) -> Graph:
                 "decomposition for it",
                 location_text(op.locs),
             )
-    return out
+    return map_regions(out, lambda region: decompose(region, target))
 
 
 def _expand(target: Target, ctx: Context, op: Op) -> Sequence[Expr | Value] | None:

@@ -34,6 +34,7 @@ from nir.ops import (
     Transpose,
 )
 from nir.ops.fused import Fused
+from nir.passes.rewrite import everywhere
 
 _REDUCTIONS = (Sum, Prod, Max, Min, ReducePartial)
 # Arithmetic that is cheaper to repeat than to store and load again.
@@ -81,7 +82,7 @@ class _Edge:
 
 def fuse(graph: Graph, target: Target) -> Graph:
     """Put every elementwise op and reduction of ``graph`` into a `Fused` region."""
-    return _Fusion(graph, target).run()
+    return everywhere(graph, lambda g: _Fusion(g, target).run())
 
 
 def _is_elementwise(op: Op) -> bool:

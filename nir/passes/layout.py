@@ -49,7 +49,7 @@ from nir.ops import (
     Transpose,
 )
 from nir.passes.movement import MOVEMENT, inverse, transpose_of_broadcast
-from nir.passes.rewrite import Context, Rules, merge_rules, rewrite
+from nir.passes.rewrite import Context, Rules, everywhere, merge_rules, rewrite
 
 # How much of an elementwise tree a hoisted transpose looks at.
 _TREE_OPS = 64
@@ -57,7 +57,7 @@ _TREE_OPS = 64
 
 def layout(graph: Graph, target: Target) -> Graph:
     """``graph`` with transposes cancelled, or moved to where they cost nothing or least."""
-    return rewrite(graph, RULES)
+    return everywhere(graph, lambda g: rewrite(g, RULES))
 
 
 def _is_free(op: Op | None) -> bool:

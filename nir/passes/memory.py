@@ -4,7 +4,10 @@ Values whose lifetimes do not meet share bytes. Sizes may be symbolic: offsets a
 one buffer lies below another only when that holds for every assignment of sizes (coefficient by
 coefficient), so one plan serves every batch size and `peak` is an expression.
 
-requires: `fuse`; a fixed order of ops.  ensures: graph.plan covers every result.
+Regions are planned on their own; what their ops need while they run is one block of the arena
+around them (see `nir.passes.blocks`).
+
+requires: `fuse`; a fixed order of ops.  ensures: graph.plan covers every result, in regions too.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ from nir.ir.op import Op, Value
 from nir.ir.program import Target
 from nir.ops import Constant, Reshape, Transpose
 from nir.ops.fused import Fused, ReducePartial, accumulator_result
+from nir.passes.blocks import block_of, padded
+from nir.passes.rewrite import everywhere
 
-_ALIGN = 64
 # Symbols take this value when buffers are compared for size; any choice is correct.
 _TYPICAL = 64
 # Buffers up to which the packing that compares each with all others is tried too.
@@ -42,10 +46,20 @@ class _Storage:
 
 def plan_memory(graph: Graph, target: Target) -> Graph:
     """``graph`` with a `MemoryPlan`; outputs that are inputs or repeat become stored copies."""
+    return everywhere(graph, plan)
+
+
+def plan(graph: Graph) -> Graph:
+    """`plan_memory` of this graph alone; its regions have plans."""
     graph = _separate_outputs(graph)
     storages = _storages(graph)
     _share_in_place(graph, storages)
-    arena = _pack([s for s in _unique(storages) if s.home is None])
+    blocks = {
+        i: _Storage([], block.size, i, i)
+        for i, op in enumerate(graph.nodes)
+        if (block := block_of(op)) is not None
+    }
+    arena = _pack([*(s for s in _unique(storages) if s.home is None), *blocks.values()])
     placements: dict[int, Placement] = {}
     number = graph.number
     for op in graph.nodes:
@@ -61,7 +75,9 @@ def plan_memory(graph: Graph, target: Target) -> Graph:
                     base = s.values[0]
                     if base is not v:
                         placements[number[v]] = Placement("alias", 0, number[base])
-    return graph.with_(plan=MemoryPlan(arena, placements, _donations(graph, storages)))
+    donations = _donations(graph, storages)
+    own = {i: (s.offset, s.size) for i, s in blocks.items()}
+    return graph.with_(plan=MemoryPlan(arena, placements, donations, own))
 
 
 def _separate_outputs(graph: Graph) -> Graph:
@@ -218,14 +234,6 @@ def _donations(graph: Graph, storages: dict[Value, _Storage]) -> tuple[tuple[int
 # ---- packing -----------------------------------------------------------------------------------
 
 
-def _padded(size: Dim) -> Dim:
-    """Room for a buffer that starts at an offset rounded up to 64 (see Placement)."""
-    if isinstance(size, int):
-        return -(-size // _ALIGN) * _ALIGN
-    # Multiples of 64 keep the rounding of what lies above; anything else pays for it here.
-    return size if all(c % _ALIGN == 0 for _, c in size.terms) else size + _ALIGN
-
-
 def _coefficients(d: Dim, basis: dict[Monomial, int]) -> np.ndarray:
     row = np.zeros(len(basis), np.int64)
     for monomial, c in d.terms if isinstance(d, Poly) else (((), d),):
@@ -258,7 +266,7 @@ def _pack(buffers: Sequence[_Storage]) -> Dim:
     """Give each buffer an offset, so that no two that live at once meet; returns the total."""
     if not buffers:
         return 0
-    sizes = [_padded(s.size) for s in buffers]
+    sizes = [padded(s.size) for s in buffers]
     basis: dict[Monomial, int] = {(): 0}
     for d in sizes:
         for monomial, _ in d.terms if isinstance(d, Poly) else ():

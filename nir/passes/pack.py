@@ -32,7 +32,7 @@ from nir.ops import (
     PackConv2d,
     Transpose,
 )
-from nir.passes.rewrite import Context, Rules, rewrite
+from nir.passes.rewrite import Context, Rules, everywhere, rewrite
 
 # Rows of A from which packing B pays: some tiles of 14 rows read each panel then.
 _ROWS_THAT_SHARE = 64
@@ -44,7 +44,7 @@ _NHWC_OF_NCHW = (0, 2, 3, 1)
 def pack(graph: Graph, target: Target) -> Graph:
     """``graph`` with explicit packs; as it is for a target without a kernel that packs."""
     rules = {cls: found for cls, found in RULES.items() if _NEEDS[cls].name in target.kernels}
-    return rewrite(graph, rules)
+    return everywhere(graph, lambda g: rewrite(g, rules))
 
 
 def pack_matmul(ctx: Context, op: Matmul) -> Sequence[Value] | None:

@@ -9,7 +9,7 @@ graph after the pass, at every compile.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from nir.ir.interp import random_inputs
 from nir.ir.op import Op
 from nir.ir.program import Target
 from nir.ops import Max, Min, Prod, Sum
+from nir.ops.fused import Fused
 from nir.passes.batch_norm_fold import batch_norm_fold
 from nir.passes.cse import cse
 from nir.passes.dce import dce
@@ -214,12 +215,21 @@ def _check_facts(p: Pass, graph: Graph, target: Target) -> None:
         raise VerifyError(f"pass {p.name} left the graph without a memory plan")
     for fact in sorted(p.ensures & FACTS.keys()):
         broken = FACTS[fact]
-        for op in graph.nodes:
+        for op in _all_ops(graph):
             if broken(op, target):
                 raise VerifyError(
                     f"pass {p.name} ensures {fact!r}, and {op.name} breaks it",
                     location_text(op.locs),
                 )
+
+
+def _all_ops(graph: Graph) -> Iterator[Op]:
+    """The ops of ``graph`` and of the regions in it; Fused bodies are loops, not graphs."""
+    for op in graph.nodes:
+        yield op
+        if not isinstance(op, Fused):
+            for _, region in op.regions():
+                yield from _all_ops(region)
 
 
 def _check_meaning(p: Pass, before: Graph, after: Graph, inputs: Sequence[np.ndarray]) -> None:

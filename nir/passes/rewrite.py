@@ -321,7 +321,12 @@ def merge_rules(*tables: Rules) -> Rules:
 
 
 def in_regions(graph: Graph, fn: Callable[[Graph], Graph]) -> Graph:
-    """``fn`` applied to the closed graphs that ops of ``graph`` hold, innermost first.
+    """``fn`` applied to the closed graphs that ops of ``graph`` hold, innermost first."""
+    return map_regions(graph, lambda region: fn(in_regions(region, fn)))
+
+
+def map_regions(graph: Graph, fn: Callable[[Graph], Graph]) -> Graph:
+    """``fn`` applied to the regions of the ops of ``graph``, but not to regions in those.
 
     Fused regions are left alone: their form is a promise to the code generator.
     """
@@ -332,9 +337,7 @@ def in_regions(graph: Graph, fn: Callable[[Graph], Graph]) -> Graph:
     nodes: list[Op] = []
     for op in graph.nodes:
         if not isinstance(op, Fused):
-            new: dict[str, Any] = {
-                name: fn(in_regions(region, fn)) for name, region in op.regions()
-            }
+            new: dict[str, Any] = {name: fn(region) for name, region in op.regions()}
             if any(new[name] is not region for name, region in op.regions()):
                 op, changed = replace(op, **new), True
         nodes.append(op)

@@ -21,7 +21,7 @@ from nir.ir.op import Value
 from nir.ir.program import Target
 from nir.ops import Max, Min, Prod, Sum, Transpose
 from nir.ops.fused import ReducePartial
-from nir.passes.rewrite import Context, Rules, rewrite
+from nir.passes.rewrite import Context, Rules, everywhere, rewrite
 
 # Elements of a chunk: 64 KB of f32 stay in L2 and outweigh the cost of waking a thread.
 _CHUNK_ELEMENTS = 1 << 14
@@ -31,7 +31,7 @@ _MAX_CHUNK = 1024
 
 def split_reductions(graph: Graph, target: Target) -> Graph:
     """``graph`` with every reduction in row or column form, long ones in two steps."""
-    return rewrite(graph, RULES)
+    return everywhere(graph, lambda g: rewrite(g, RULES))
 
 
 def chunk_rows(rows: Dim, columns: Dim) -> int | None:

@@ -14,13 +14,23 @@ table, `dim` a u32 index into the polynomial table; `[x]` is a u32 count and tha
                 symbol = (size of that axis - offset) / scale
     constants   [size u64, CRC-32 u32]; their bytes lie elsewhere
     kernels     [name str, source u8: 0 of kernels/cpu | 1 generated | 2 of the host process]
-    buffers     [kind u8: 0 input 1 output 2 constant 3 arena, index u32, offset dim, nbytes dim]
+    buffers     [kind u8: 0 input 1 output 2 constant 3 arena 4 before 5 after, index u32,
+                offset dim, nbytes dim, moves [loop u32, stride dim]]
     calls       [kernel u32, args [u32], dims [dim], rows dim, cols dim, row grain i64,
                 col grain i64, scratch dim, work dim,
                 epilogue u8, and if it is 1: kernel u32, args [u32], dims [dim],
                 op str, locations [file str, line u32]]
     donations   [input u32, output u32]
     arena       dim
+    controls    [kind u8: 0 counted loop | 1 loop with a predicate | 2 branch,
+                first call u32, second part u32, end u32, and then
+                0: trips dim, reverse u8
+                1: limit u8, and if it is 1: trips dim; predicate u32
+                2: predicate u32]
+    carries     [loop u32, init u32, result u32, spare u32, nbytes dim]
+
+Controls nest (see nir.ir.program); buffers, carries and predicates are indices into the tables
+above.
 """
 
 from __future__ import annotations
@@ -33,15 +43,16 @@ from typing import TypeVar
 from nir.errors import PackageError, ShapeError
 from nir.ir.dim import Dim, FloorDiv, Poly, floordiv, symbol, symbols
 from nir.ir.location import Location
-from nir.ir.program import Buffer, Call, Donation, Epilogue, Program
+from nir.ir.program import Branch, Buffer, Call, Carry, Donation, Epilogue, Loop, Move, Program
 from nir.ir.types import DTYPES, TensorType
 
 MAGIC = b"NIRPROG\0"
-VERSION = 1
+VERSION = 2
 DTYPE_CODES = ("f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "bool")
-BUFFER_KINDS = ("input", "output", "const", "arena")
+BUFFER_KINDS = ("input", "output", "const", "arena", "before", "after")
 BUILTIN, GENERATED, HOST = range(3)
 _CONST, _SYMBOL, _ADD, _MUL, _FLOORDIV = range(5)
+_COUNTED, _WHILE, _BRANCH = range(3)
 _HEADER = struct.Struct("<8sIIQ")
 
 T = TypeVar("T")
@@ -84,6 +95,8 @@ class _Writer:
         self._list(p.calls, self._call)
         self._list(p.donations, lambda d: self._pack("<II", d.input, d.output))
         self._dim(p.arena)
+        self._list(p.controls, self._control)
+        self._list(p.carries, self._carry)
         body, self.out = self.out, bytearray()
         self._solve()
         self._list(p.constants, lambda c: self._pack("<QI", len(c), zlib.crc32(c)))
@@ -146,6 +159,31 @@ class _Writer:
         self._pack("<BI", BUFFER_KINDS.index(b.kind), b.index)
         self._dim(b.offset)
         self._dim(b.nbytes)
+        self._list(b.moves, self._move)
+
+    def _move(self, m: Move) -> None:
+        self._pack("<I", m.loop)
+        self._dim(m.stride)
+
+    def _control(self, c: Loop | Branch) -> None:
+        match c:
+            case Branch(first, other, end, predicate):
+                self._pack("<BIIII", _BRANCH, first, other, end, predicate)
+            case Loop(first, body, end, trips, None, reverse):
+                assert trips is not None
+                self._pack("<BIII", _COUNTED, first, body, end)
+                self._dim(trips)
+                self._pack("<B", reverse)
+            case Loop(first, body, end, trips, predicate):
+                self._pack("<BIII", _WHILE, first, body, end)
+                self._pack("<B", trips is not None)
+                if trips is not None:
+                    self._dim(trips)
+                self._pack("<I", predicate)
+
+    def _carry(self, c: Carry) -> None:
+        self._pack("<IIII", c.loop, c.init, c.result, c.spare)
+        self._dim(c.nbytes)
 
     def _call(self, c: Call) -> None:
         self._site(c)
@@ -298,17 +336,21 @@ class _Decoder:
         buffers = self.many(self.buffer)
         calls = self.many(self.call)
         donations = self.many(lambda: Donation(*self.take("<II")))
+        arena = self.dim()
+        controls = self.many(self.control)
         return Program(
             self.name,
             tuple(t for _, t in self.inputs),
             tuple(t for _, t in self.outputs),
             buffers,
             calls,
-            self.dim(),
+            arena,
             constants=tuple(constants),
             donations=donations,
             input_names=tuple(n for n, _ in self.inputs),
             output_names=tuple(n for n, _ in self.outputs),
+            controls=controls,
+            carries=self.many(lambda: Carry(*self.take("<IIII"), self.dim())),
         )
 
     def text(self) -> str:
@@ -346,8 +388,22 @@ class _Decoder:
 
     def buffer(self) -> Buffer:
         kind, index = self.take("<BI")
-        offset = self.dim()
-        return Buffer(BUFFER_KINDS[kind], index, offset, self.dim())  # type: ignore[arg-type]
+        offset, nbytes = self.dim(), self.dim()
+        moves = self.many(lambda: Move(self.u32(), self.dim()))
+        return Buffer(BUFFER_KINDS[kind], index, offset, nbytes, moves)  # type: ignore[arg-type]
+
+    def control(self) -> Loop | Branch:
+        kind, first, second, end = self.take("<BIII")
+        match kind:
+            case 0:
+                trips = self.dim()
+                return Loop(first, second, end, trips, None, bool(self.take("<B")[0]))
+            case 1:
+                limit = self.dim() if self.take("<B")[0] else None
+                return Loop(first, second, end, limit, self.u32())
+            case 2:
+                return Branch(first, second, end, self.u32())
+        raise ValueError(f"control {kind}")
 
     def call(self) -> Call:
         kernel, args, dims = self.site()

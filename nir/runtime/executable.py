@@ -119,14 +119,18 @@ class Executable:
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def profile(self, inputs: Sequence[Storage], runs: int = 1) -> Profile:
-        """Time each call: the fastest of ``runs`` runs, after one that is not counted."""
+        """Time each call: the fastest of ``runs`` runs, after one that is not counted.
+
+        A call in a loop has the time of all its steps together.
+        """
         self.run(inputs)
         times = []
         for _ in range(runs):
-            nanoseconds: list[int] = []
-            self._core.run(inputs, (), nanoseconds)
-            times.append(nanoseconds)
-        return profile_of(self.program, self.sites, [min(t) for t in zip(*times, strict=True)])
+            counters: list[int] = []
+            self._core.run(inputs, (), counters)
+            times.append(counters[::2])
+        fastest = [min(t) for t in zip(*times, strict=True)]
+        return profile_of(self.program, self.sites, fastest, counters[1::2])
 
     # ---- what it is ----------------------------------------------------------------------------
 

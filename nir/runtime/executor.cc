@@ -1,11 +1,9 @@
 #include "executor.h"
 
 #include <algorithm>
-#include <atomic>
-#include <chrono>
 #include <cstdlib>
-#include <cstring>
 
+#include "bound.h"
 #include "registry.h"
 #include "thread_pool.h"
 
@@ -23,43 +21,6 @@ ForkSafeMutex &lists_mutex() {
 }
 
 }  // namespace
-
-struct BoundCall {
-  nir_kernel_fn fn;
-  nir_kernel_fn epilogue;
-  uint32_t args, epilogue_args;  // first slot
-  uint32_t dims, epilogue_dims;  // first dim
-  int64_t rows, cols;
-  int64_t grain;  // of the axis that is split
-  int64_t units;  // grains of that axis
-  int64_t least;  // units worth a claim
-  bool by_cols;
-  bool parallel;
-  bool host;
-};
-
-// Everything that the symbols' values decide.
-struct Executable::Bound {
-  std::vector<int64_t> symbols;
-  std::vector<int64_t> dims;
-  std::vector<BoundCall> calls;
-  std::vector<int64_t> slot_offsets;
-  std::vector<int64_t> input_sizes;  // of all axes of all inputs
-  std::vector<int64_t> output_bytes;
-  std::vector<std::vector<int64_t>> output_shapes;
-  int64_t arena = 0;
-  int64_t scratch = 0;  // for each thread
-};
-
-// What one run uses: pointers and symbols live here, so that runs allocate nothing.
-struct Context {
-  std::vector<int64_t> symbols;
-  std::vector<void *> pointers;
-  std::shared_ptr<const Executable::Bound> bound;
-  BlockRef memory;
-  uint8_t *arena = nullptr;  // what the pointers were made for
-  uint8_t *scratch = nullptr;
-};
 
 std::string describe(const TensorRef &t) {
   std::string out = std::string(kDTypes[t.dtype].name) + "[";
@@ -91,6 +52,7 @@ Executable::Executable(Program program, std::vector<TensorRef> constants, const 
     for (const auto *args : {&c.args, &c.epilogue_args})
       slot_buffers_.insert(slot_buffers_.end(), args->begin(), args->end());
   }
+  plan_controls();
   slots_ = slot_buffers_.size();
   for (uint32_t s = 0; s < slots_; ++s) {
     switch (program_.buffers[slot_buffers_[s]].kind) {
@@ -100,8 +62,50 @@ Executable::Executable(Program program, std::vector<TensorRef> constants, const 
       case kConst:
         const_slots_.push_back(s);
         break;
-      default:
+      case kInput:
+      case kOutput:
         moving_slots_.push_back(s);
+        break;
+      case kBefore:
+      case kAfter:
+        break;  // the loop sets them
+    }
+  }
+}
+
+// Which slots each control sets.
+void Executable::plan_controls() {
+  const std::vector<ControlRecord> &controls = program_.controls;
+  const auto slot = [&](uint32_t buffer) {
+    slot_buffers_.push_back(buffer);
+    return static_cast<uint32_t>(slot_buffers_.size() - 1);
+  };
+  for (size_t i = 0; i < controls.size(); ++i) {
+    const ControlRecord &c = controls[i];
+    ControlPlan plan{};
+    plan.next = i + 1;
+    while (plan.next < controls.size() && program_.within(controls[plan.next].parent, i))
+      ++plan.next;
+    plan.second = i + 1;
+    while (plan.second < plan.next && controls[plan.second].first < c.second) ++plan.second;
+    plan.predicate = c.predicate == kNone ? kNone : slot(c.predicate);
+    controls_.push_back(std::move(plan));
+  }
+  std::vector<size_t> at;  // the place of each carry among those of its loop
+  for (const CarryRecord &c : program_.carries) {
+    auto &carries = controls_[c.loop].carries;
+    at.push_back(carries.size());
+    carries.push_back({slot(c.init), slot(c.result), slot(c.spare), {}, {}});
+  }
+  for (uint32_t s = 0; s < slot_buffers_.size(); ++s) {
+    const BufferRecord &b = program_.buffers[slot_buffers_[s]];
+    for (const MoveRecord &m : b.moves) {
+      controls_[m.loop].moving.push_back(s);
+      controls_[m.loop].strides.push_back(m.stride);
+    }
+    if (b.kind == kBefore || b.kind == kAfter) {
+      auto &carry = controls_[program_.carries[b.index].loop].carries[at[b.index]];
+      (b.kind == kBefore ? carry.before : carry.after).push_back(s);
     }
   }
 }
@@ -295,6 +299,20 @@ std::shared_ptr<const Executable::Bound> Executable::evaluate(
   }
   bound->arena = round_up(size_of(program_.arena, "the arena"));
 
+  std::vector<int64_t> carry_bytes;
+  for (const CarryRecord &c : program_.carries)
+    carry_bytes.push_back(size_of(c.nbytes, "the size of a carry"));
+  for (size_t i = 0; i < controls_.size(); ++i) {
+    const ControlRecord &c = program_.controls[i];
+    bound->controls.push_back({c.trips == kNone ? INT64_MAX : size_of(c.trips, "a trip count"),
+                               static_cast<uint32_t>(bound->strides.size()),
+                               static_cast<uint32_t>(bound->carry_bytes.size())});
+    for (PolyId stride : controls_[i].strides)
+      bound->strides.push_back(size_of(stride, "the stride of a buffer"));
+    for (size_t k = 0; k < program_.carries.size(); ++k)
+      if (program_.carries[k].loop == i) bound->carry_bytes.push_back(carry_bytes[k]);
+  }
+
   std::vector<int64_t> offsets;
   for (size_t i = 0; i < program_.buffers.size(); ++i) {
     const BufferRecord &b = program_.buffers[i];
@@ -314,14 +332,36 @@ std::shared_ptr<const Executable::Bound> Executable::evaluate(
         offset = round_up(offset);
         limit = bound->arena;
         break;
+      case kBefore:
+      case kAfter:
+        limit = carry_bytes[b.index];
+        break;
     }
-    const int64_t end = checked_add(offset, size_of(b.nbytes, "the size of a buffer"));
-    if (end > limit)
+    int64_t end = checked_add(offset, size_of(b.nbytes, "the size of a buffer"));
+    bool used = true;
+    for (const MoveRecord &m : b.moves) {
+      // With its last element, and there is none in a loop of no steps.
+      const int64_t trips = bound->controls[m.loop].trips;
+      used = used && trips > 0;
+      end = checked_add(end, checked_mul(std::max<int64_t>(trips - 1, 0), values[m.stride]));
+    }
+    if (used && end > limit)
       throw Error(ErrorKind::kShape, program_.name + ": buffer " + std::to_string(i) + " ends at " +
                                          std::to_string(end) + " of " + std::to_string(limit) +
                                          " bytes");
     offsets.push_back(offset);
   }
+  const auto holds = [&](uint32_t buffer, int64_t bytes, const char *what) {
+    if (values[program_.buffers[buffer].nbytes] < bytes)
+      throw Error(ErrorKind::kShape, program_.name + ": buffer " + std::to_string(buffer) +
+                                         " is too small for " + what);
+  };
+  for (size_t k = 0; k < program_.carries.size(); ++k)
+    for (uint32_t b :
+         {program_.carries[k].init, program_.carries[k].result, program_.carries[k].spare})
+      holds(b, carry_bytes[k], "a carry");
+  for (const ControlRecord &c : program_.controls)
+    if (c.predicate != kNone) holds(c.predicate, 1, "a predicate");
   bound->slot_offsets.reserve(slots_);
   for (uint32_t b : slot_buffers_) bound->slot_offsets.push_back(offsets[b]);
 
@@ -484,107 +524,15 @@ bool Executable::touches_output(uint32_t output, size_t last) const {
   const auto is_it = [&](uint32_t b) {
     return program_.buffers[b].kind == kOutput && program_.buffers[b].index == output;
   };
+  // An earlier step of a loop may have called what stands behind the call that failed.
+  for (const ControlRecord &c : program_.controls)
+    if (c.first <= last && last < c.end) last = c.end - 1;
+  for (const CarryRecord &c : program_.carries)
+    if (program_.controls[c.loop].first <= last && (is_it(c.result) || is_it(c.spare))) return true;
   for (size_t i = 0; i <= last && i < program_.calls.size(); ++i)
     for (const auto *args : {&program_.calls[i].args, &program_.calls[i].epilogue_args})
       if (std::any_of(args->begin(), args->end(), is_it)) return true;
   return false;
-}
-
-// ---- running ------------------------------------------------------------------------------------
-
-namespace {
-
-// One call while threads share it.
-struct Job {
-  const BoundCall *call;
-  void *const *pointers;
-  const int64_t *dims;
-  uint8_t *scratch;
-  int64_t scratch_bytes;
-  int64_t threads;
-  std::atomic<int64_t> next{0};
-  // The failure with the lowest start, so that the message does not depend on timing.
-  std::atomic_flag failing = ATOMIC_FLAG_INIT;
-  int64_t failed_at = -1;
-  int32_t status = 0;
-  int64_t detail[2] = {0, 0};
-
-  void fail(int64_t at, int32_t code, const int64_t *why) {
-    while (failing.test_and_set(std::memory_order_acquire)) {
-    }
-    if (failed_at < 0 || at < failed_at) {
-      failed_at = at;
-      status = code;
-      detail[0] = why[0];
-      detail[1] = why[1];
-    }
-    failing.clear(std::memory_order_release);
-  }
-
-  void run_units(int64_t from, int64_t to, int thread) {
-    const BoundCall &c = *call;
-    nir_ctx ctx{scratch + scratch_bytes * thread,
-                c.epilogue,
-                pointers + c.epilogue_args,
-                dims + c.epilogue_dims,
-                {0, 0}};
-    const int64_t extent = c.by_cols ? c.cols : c.rows;
-    const int64_t begin = from * c.grain;
-    const int64_t end = to == c.units ? extent : to * c.grain;
-    const int32_t code = c.by_cols
-                             ? c.fn(&ctx, pointers + c.args, dims + c.dims, 0, c.rows, begin, end)
-                             : c.fn(&ctx, pointers + c.args, dims + c.dims, begin, end, 0, c.cols);
-    if (code) fail(begin, code, ctx.detail);
-  }
-
-  // Takes a share of what is left, large at first and small at the end: whoever is slow or late
-  // holds up the others by one small piece only.
-  void share(int thread) {
-    if (thread >= threads) return;  // the pool grew since the scratch was sized
-    int64_t from = next.load(std::memory_order_relaxed);
-    while (from < call->units) {
-      const int64_t left = call->units - from;
-      const int64_t take = std::min(left, std::max(call->least, left / (2 * threads)));
-      if (next.compare_exchange_weak(from, from + take, std::memory_order_relaxed)) {
-        run_units(from, from + take, thread);
-        from = next.load(std::memory_order_relaxed);
-      }
-    }
-  }
-};
-
-int64_t now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
-
-}  // namespace
-
-void Executable::Run::execute(int64_t *nanoseconds) {
-  FlushDenormals flush;
-  Context &c = *context_;
-  const Bound &bound = *c.bound;
-  ThreadPool &pool = ThreadPool::instance();
-  // The scratch was sized for so many threads; a pool resized meanwhile must not use more.
-  const auto room = static_cast<int64_t>(c.memory->capacity) - bound.arena;
-  const int64_t threads =
-      bound.scratch ? std::min<int64_t>(pool.size(), room / bound.scratch) : pool.size();
-  for (size_t i = 0; i < bound.calls.size(); ++i) {
-    const BoundCall &call = bound.calls[i];
-    const int64_t start = nanoseconds ? now_ns() : 0;
-    if (call.units > 0) {
-      if (call.host) flush.suspend();
-      Job job{&call, c.pointers.data(), bound.dims.data(), c.scratch, bound.scratch, threads};
-      if (call.parallel && threads > 1)
-        pool.run([](void *j, int thread) { static_cast<Job *>(j)->share(thread); }, &job);
-      else
-        job.run_units(0, call.units, 0);
-      if (call.host) flush.resume();
-      if (job.status) throw KernelError(job.status, i, job.detail[0], job.detail[1]);
-    }
-    if (nanoseconds) nanoseconds[i] = now_ns() - start;
-  }
 }
 
 }  // namespace nir

@@ -54,13 +54,20 @@ class Executable {
     Run &operator=(const Run &) = delete;
 
     // Calls the kernels; touches no Python, takes no lock but the thread pool's, allocates nothing.
-    // `nanoseconds`, if not null, receives the time of each call. Throws KernelError.
-    void execute(int64_t *nanoseconds = nullptr);
+    // `times`, if not null, has two numbers for each call: to the first its nanoseconds are added,
+    // to the second how often it ran. Throws KernelError.
+    void execute(int64_t *times = nullptr);
 
    private:
     friend class Executable;
+    void run_calls(size_t first, size_t end, size_t control);
+    void run_call(size_t i);
+    void run_loop(size_t control);
     Executable &exe_;
     struct Context *context_;
+    const class FlushDenormals *flush_ = nullptr;
+    int64_t *times_ = nullptr;
+    int64_t threads_ = 1;
   };
 
   const Program &program() const { return program_; }
@@ -71,8 +78,10 @@ class Executable {
 
  private:
   struct Bound;
+  struct ControlPlan;
   friend struct Context;
 
+  void plan_controls();
   void resolve_kernels(const Codes &codes, const Hosts &hosts, const std::string &isa);
   uint32_t choose_isa(const Codes &codes, const std::string &isa) const;
   void solve(const std::vector<TensorRef> &inputs, std::vector<int64_t> *symbols) const;
@@ -90,7 +99,8 @@ class Executable {
   std::vector<TensorRef> constants_;
   std::vector<LoadedKernel> kernels_;
   uint32_t isa_ = 0;
-  size_t slots_ = 0;  // kernel arguments of all calls
+  std::vector<ControlPlan> controls_;
+  size_t slots_ = 0;  // kernel arguments of all calls, and what controls need
   std::vector<uint32_t> slot_buffers_;
   std::vector<uint32_t> moving_slots_;  // of inputs and outputs: they change with every run
   std::vector<uint32_t> arena_slots_;

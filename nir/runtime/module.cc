@@ -98,7 +98,7 @@ py::list run(Executable &exe, const py::sequence &inputs, const py::sequence &do
     if (k >= in.size()) throw py::index_error("a donated input that is not there");
     donated[k] = 1;
   }
-  std::vector<int64_t> nanoseconds(times.is_none() ? 0 : exe.program().calls.size());
+  std::vector<int64_t> counters(times.is_none() ? 0 : 2 * exe.program().calls.size());
   std::vector<TensorRef> out;
   {
     // Bound under the interpreter's lock: nobody makes a view between the check and the donation.
@@ -108,7 +108,7 @@ py::list run(Executable &exe, const py::sequence &inputs, const py::sequence &do
     // The Storage gave up its reference without dropping the block: the output holds the last one.
     try {
       py::gil_scoped_release release;
-      run.execute(nanoseconds.empty() ? nullptr : nanoseconds.data());
+      run.execute(counters.empty() ? nullptr : counters.data());
     } catch (const KernelError &e) {
       // What no call has touched goes back: a step that fails on its data leaves its state intact.
       for (const DonationRecord &d : exe.program().donations) {
@@ -121,7 +121,7 @@ py::list run(Executable &exe, const py::sequence &inputs, const py::sequence &do
     }
   }
   if (!times.is_none())
-    for (int64_t n : nanoseconds) py::reinterpret_borrow<py::list>(times).append(n);
+    for (int64_t n : counters) py::reinterpret_borrow<py::list>(times).append(n);
   return storages_of(std::move(out));
 }
 

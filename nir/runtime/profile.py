@@ -12,12 +12,13 @@ from nir.ir.program import Program
 
 @dataclass(frozen=True, slots=True)
 class CallTime:
-    """One call's time in seconds."""
+    """One call's time in seconds, over the ``count`` times that it ran."""
 
     op: str
     kernel: str
     locs: Locations
     seconds: float
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +43,28 @@ class Profile:
 
     def __str__(self) -> str:
         total = self.seconds or 1.0
-        rows = [f"{'us':>10} {'%':>6}  kernel"]
+        rows = [f"{'us':>10} {'%':>6} {'count':>6}  kernel"]
         for c in sorted(self.calls, key=lambda c: -c.seconds):
             share = 100 * c.seconds / total
             name = c.kernel if c.op in c.kernel else f"{c.kernel} ({c.op})"
-            rows.append(f"{c.seconds * 1e6:10.1f} {share:6.1f}  {name}  @ {location_text(c.locs)}")
+            time = f"{c.seconds * 1e6:10.1f} {share:6.1f} {c.count:6}"
+            rows.append(f"{time}  {name}  @ {location_text(c.locs)}")
         return "\n".join(rows)
 
 
 def profile_of(
-    program: Program, sites: Sequence[tuple[str, Locations]], nanoseconds: Sequence[int]
+    program: Program,
+    sites: Sequence[tuple[str, Locations]],
+    nanoseconds: Sequence[int],
+    counts: Sequence[int],
 ) -> Profile:
     """The Profile of one run."""
     return Profile(
         tuple(
-            CallTime(op, call.kernel, locs, ns * 1e-9)
-            for call, (op, locs), ns in zip(program.calls, sites, nanoseconds, strict=True)
+            CallTime(op, call.kernel, locs, ns * 1e-9, count)
+            for call, (op, locs), ns, count in zip(
+                program.calls, sites, nanoseconds, counts, strict=True
+            )
         )
     )
 

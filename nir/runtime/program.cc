@@ -185,7 +185,10 @@ class ProgramReader {
       p_.donations.push_back({in, r_.index(p_.outputs.size(), "donated output")});
     }
     p_.arena = poly();
+    read_controls();
+    read_carries();
     if (!r_.done()) damaged("bytes are left over");
+    check_scopes();
     return std::move(p_);
   }
 
@@ -246,16 +249,114 @@ class ProgramReader {
   }
 
   void read_buffers() {
-    const uint32_t n = r_.count(13, "buffers");
-    const size_t limits[] = {p_.inputs.size(), p_.outputs.size(), p_.constants.size(), 1};
+    const uint32_t n = r_.count(17, "buffers");
+    const size_t limits[] = {p_.inputs.size(), p_.outputs.size(), p_.constants.size()};
     for (uint32_t i = 0; i < n; ++i) {
       const uint8_t kind = r_.u8();
-      if (kind > kArena) damaged("buffer kind " + std::to_string(kind));
-      const uint32_t index =
-          kind == kArena ? (r_.u32(), 0) : r_.index(limits[kind], "buffer index");
-      const PolyId offset = poly();
-      p_.buffers.push_back({static_cast<BufferKind>(kind), index, offset, poly()});
+      if (kind > kAfter) damaged("buffer kind " + std::to_string(kind));
+      // The index of a carry is checked when the carries are known.
+      const uint32_t index = kind < kArena ? r_.index(limits[kind], "buffer index") : r_.u32();
+      BufferRecord b{static_cast<BufferKind>(kind), index, poly(), poly(), {}};
+      const uint32_t moves = r_.count(8, "moves");
+      for (uint32_t k = 0; k < moves; ++k) {
+        const uint32_t loop = r_.u32();
+        b.moves.push_back({loop, poly()});
+      }
+      p_.buffers.push_back(std::move(b));
     }
+  }
+
+  void read_controls() {
+    const uint32_t n = r_.count(17, "controls");
+    std::vector<uint32_t> around;  // the controls that the next one may lie in
+    for (uint32_t i = 0; i < n; ++i) {
+      ControlRecord c{kCounted, false, 0, 0, 0, kNone, kNone, kNone};
+      const uint8_t kind = r_.u8();
+      if (kind > kBranch) damaged("control kind " + std::to_string(kind));
+      c.kind = static_cast<ControlKind>(kind);
+      c.first = r_.u32();
+      c.second = r_.u32();
+      c.end = r_.u32();
+      if (c.first >= c.end || c.end > p_.calls.size() || c.second < c.first || c.second > c.end)
+        damaged("the calls of a control");
+      if (c.kind == kCounted && c.second != c.first) damaged("a counted loop has two parts");
+      if (i && c.first < p_.controls.back().first) damaged("controls are not in order");
+      if (c.kind == kCounted) {
+        c.trips = poly();
+        c.reverse = flag("a direction");
+      } else if (c.kind == kWhile && flag("a limit")) {
+        c.trips = poly();
+      }
+      if (c.kind != kCounted) c.predicate = r_.index(p_.buffers.size(), "buffer");
+      while (!around.empty() && p_.controls[around.back()].end <= c.first) around.pop_back();
+      if (!around.empty()) {
+        const ControlRecord &p = p_.controls[around.back()];
+        if (c.end > (c.first < p.second ? p.second : p.end)) damaged("controls overlap");
+        c.parent = around.back();
+      }
+      around.push_back(i);
+      if (around.size() > kMaxNesting) damaged("controls are nested too deep");
+      p_.controls.push_back(c);
+    }
+  }
+
+  void read_carries() {
+    const uint32_t n = r_.count(20, "carries");
+    for (uint32_t i = 0; i < n; ++i) {
+      CarryRecord c{};
+      c.loop = r_.index(p_.controls.size(), "loop");
+      if (p_.controls[c.loop].kind == kBranch) damaged("a branch has a carry");
+      for (uint32_t *b : {&c.init, &c.result, &c.spare}) *b = r_.index(p_.buffers.size(), "buffer");
+      c.nbytes = poly();
+      p_.carries.push_back(c);
+    }
+  }
+
+  // Buffers that move with a loop, or are carries of it, are used in that loop only.
+  void check_scopes() {
+    for (const BufferRecord &b : p_.buffers) {
+      const bool carried = b.kind == kBefore || b.kind == kAfter;
+      if (carried && b.index >= p_.carries.size()) damaged("a carry that is not there");
+      for (size_t k = 0; k < b.moves.size(); ++k) {
+        const uint32_t loop = b.moves[k].loop;
+        if (loop >= p_.controls.size() || p_.controls[loop].kind != kCounted)
+          damaged("a buffer moves with no loop");
+        // A carry's address is set by its loop: only loops within that one may move it.
+        const uint32_t own = carried ? p_.carries[b.index].loop : kNone;
+        if (carried && (loop == own || !p_.within(loop, own))) damaged("a carry moves");
+        for (size_t j = 0; j < k; ++j)
+          if (b.moves[j].loop == loop) damaged("a buffer moves twice with one loop");
+      }
+    }
+    size_t next = 0;
+    uint32_t around = kNone;
+    for (size_t i = 0; i < p_.calls.size(); ++i) {
+      while (around != kNone && p_.controls[around].end <= i) around = p_.controls[around].parent;
+      while (next < p_.controls.size() && p_.controls[next].first == i)
+        around = static_cast<uint32_t>(next++);
+      for (const auto *args : {&p_.calls[i].args, &p_.calls[i].epilogue_args})
+        for (uint32_t b : *args) check_scope(b, around);
+    }
+    for (uint32_t i = 0; i < p_.controls.size(); ++i) {
+      const ControlRecord &c = p_.controls[i];
+      if (c.predicate != kNone) check_scope(c.predicate, c.kind == kWhile ? i : c.parent);
+    }
+    for (const CarryRecord &c : p_.carries)
+      for (uint32_t b : {c.init, c.result, c.spare}) check_scope(b, p_.controls[c.loop].parent);
+  }
+
+  void check_scope(uint32_t buffer, uint32_t control) {
+    const BufferRecord &b = p_.buffers[buffer];
+    const bool carried = b.kind == kBefore || b.kind == kAfter;
+    bool inside = !carried || p_.within(control, p_.carries[b.index].loop);
+    for (const MoveRecord &m : b.moves) inside = inside && p_.within(control, m.loop);
+    if (!inside) damaged("a buffer is used outside its loop");
+  }
+
+  bool flag(const char *what) {
+    const uint8_t v = r_.u8();
+    if (v > 1) damaged(what);
+    return v;
   }
 
   void read_calls() {
@@ -273,9 +374,7 @@ class ProgramReader {
       if (c.row_grain < 1 || c.col_grain < 0) damaged("a grain");
       c.scratch = poly();
       c.work = poly();
-      const uint8_t epilogue = r_.u8();
-      if (epilogue > 1) damaged("an epilogue flag");
-      c.has_epilogue = epilogue;
+      c.has_epilogue = flag("an epilogue flag");
       if (c.has_epilogue) {
         c.epilogue_kernel = r_.index(p_.kernels.size(), "kernel");
         c.epilogue_args = args();

@@ -15,7 +15,7 @@
 namespace nir {
 
 constexpr char kProgramMagic[8] = {'N', 'I', 'R', 'P', 'R', 'O', 'G', '\0'};
-constexpr uint32_t kProgramVersion = 1;
+constexpr uint32_t kProgramVersion = 2;
 
 enum PolyOp : uint8_t { kPushConst = 0, kPushSymbol = 1, kAdd = 2, kMul = 3, kFloorDiv = 4 };
 constexpr int kPolyStack = 32;
@@ -67,13 +67,28 @@ struct TypeRecord {
   PolyId nbytes = 0;
 };
 
-enum BufferKind : uint8_t { kInput = 0, kOutput = 1, kConst = 2, kArena = 3 };
+// Before and after: what a step of a loop reads and writes of a carry.
+enum BufferKind : uint8_t {
+  kInput = 0,
+  kOutput = 1,
+  kConst = 2,
+  kArena = 3,
+  kBefore = 4,
+  kAfter = 5
+};
+
+// The buffer lies `stride` bytes further on for each element of loop `loop`.
+struct MoveRecord {
+  uint32_t loop;
+  PolyId stride;
+};
 
 struct BufferRecord {
   BufferKind kind;
   uint32_t index;
   PolyId offset;
   PolyId nbytes;
+  std::vector<MoveRecord> moves;
 };
 
 // value = (size of axis `axis` of input `input` - offset) / scale
@@ -112,6 +127,28 @@ struct CallRecord {
   std::vector<LocationRecord> locs;
 };
 
+enum ControlKind : uint8_t { kCounted = 0, kWhile = 1, kBranch = 2 };
+constexpr uint32_t kNone = UINT32_MAX;
+// Controls within controls; a run keeps a frame of the C++ stack for each.
+constexpr uint32_t kMaxNesting = 64;
+
+// Calls first .. end - 1 are repeated, or one of their two parts is chosen; `second` begins the
+// other part. Controls lie in the order of their first calls, outer before inner.
+struct ControlRecord {
+  ControlKind kind;
+  bool reverse;
+  uint32_t first, second, end;
+  PolyId trips;        // kNone: no limit
+  uint32_t predicate;  // a buffer of one byte; kNone for a counted loop
+  uint32_t parent;     // the control around it; kNone
+};
+
+struct CarryRecord {
+  uint32_t loop;
+  uint32_t init, result, spare;  // buffers
+  PolyId nbytes;
+};
+
 struct ConstantRecord {
   uint64_t size;
   uint32_t crc;
@@ -135,6 +172,14 @@ struct Program {
   std::vector<CallRecord> calls;
   std::vector<DonationRecord> donations;
   PolyId arena = 0;
+  std::vector<ControlRecord> controls;
+  std::vector<CarryRecord> carries;
+
+  // Whether control `outer` is `control` or one around it.
+  bool within(uint32_t control, uint32_t outer) const {
+    while (control != kNone && control != outer) control = controls[control].parent;
+    return control == outer;
+  }
 };
 
 // Reads and checks an encoded program; throws Error(kPackage).
