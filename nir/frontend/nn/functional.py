@@ -7,7 +7,9 @@ batch norm cancel in the layout pass.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
+
+import ml_dtypes
 
 from nir import ops
 from nir.errors import DTypeError, NirError, ShapeError
@@ -88,6 +90,65 @@ def softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
 def hardswish(x: Tensor) -> Tensor:
     """x min(max(x + 3, 0), 6) / 6."""
     return x * (x + 3).clamp(0, 6) / 6
+
+
+def selu(x: Tensor) -> Tensor:
+    """scale (x where x > 0, else alpha (e^x - 1)), the constants of Klambauer et al., 2017."""
+    return 1.0507009873554805 * elu(x, 1.6732632423543772)
+
+
+def celu(x: Tensor, alpha: float = 1.0) -> Tensor:
+    """x where x > 0, else alpha (e^(x/alpha) - 1)."""
+    return where(x > 0, x, alpha * (where(x > 0, 0.0, x) / alpha).expm1())
+
+
+def mish(x: Tensor) -> Tensor:
+    """x tanh(log(1 + e^x))."""
+    return x * _softplus(x).tanh()
+
+
+def softsign(x: Tensor) -> Tensor:
+    """x / (1 + |x|)."""
+    return x / (1 + x.abs())
+
+
+def logsigmoid(x: Tensor) -> Tensor:
+    """log(1 / (1 + e^-x))."""
+    return -_softplus(-x)
+
+
+def hardtanh(x: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    """x between ``min_val`` and ``max_val``; the derivative there and beyond is 0."""
+    return where(x <= min_val, min_val, where(x >= max_val, max_val, x))
+
+
+def relu6(x: Tensor) -> Tensor:
+    """min(max(x, 0), 6); the derivative at 0 and 6 is 0."""
+    return hardtanh(x, 0.0, 6.0)
+
+
+def hardsigmoid(x: Tensor) -> Tensor:
+    """min(max(x + 3, 0), 6) / 6; the derivative at -3 and 3 is 0."""
+    return relu6(x + 3) / 6
+
+
+def glu(x: Tensor, dim: int = -1) -> Tensor:
+    """a sigmoid(b) of the halves a and b of ``x`` along ``dim``."""
+    if _static(x.shape[dim], "glu") % 2:
+        raise ShapeError(f"glu: expected an even size of axis {dim}, got {x.type}", caller())
+    a, b = x.chunk(2, dim)
+    return a * b.sigmoid()
+
+
+def prelu(x: Tensor, weight: Tensor) -> Tensor:
+    """x where x > 0, else w x: one w, or one for each channel (axis 1)."""
+    if weight.ndim != 1 or (weight.shape[0] != 1 and tuple(weight.shape) != x.shape[1:2]):
+        raise ShapeError(
+            f"prelu: expected a weight [1] or [C] of x [N,C,...], got {weight.type} and {x.type}",
+            caller(),
+        )
+    w = weight.reshape(-1, *(1,) * (x.ndim - 2)) if x.ndim > 2 else weight
+    return where(x > 0, x, w * x)
 
 
 def softmax(x: Tensor, dim: int = -1) -> Tensor:
@@ -258,6 +319,67 @@ def layer_norm(
     return _apply(ops.LayerNorm, flat, weight, bias, eps=eps).reshape(*x.shape)
 
 
+def group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) weight + bias of [N, C, ...].
+
+    Mean and variance are of each sample's group of C/num_groups channels, weight and bias of each
+    channel (Wu and He, 2018).
+    """
+    if x.ndim < 2 or num_groups < 1 or _static(x.shape[1], "group_norm") % num_groups:
+        raise ShapeError(
+            f"group_norm: expected x [N,C,...] with C divisible by {num_groups} groups, "
+            f"got shape {tuple(x.shape)}",
+            caller(),
+        )
+    rest: Dim = x.shape[1] // num_groups
+    for size in x.shape[2:]:
+        rest = rest * size
+    grouped = x.reshape(x.shape[0], num_groups, rest)
+    y = _apply(ops.LayerNorm, grouped, None, None, eps=eps).reshape(*x.shape)
+    per_channel = (-1, *(1,) * (x.ndim - 2))
+    y = y if weight is None else y * weight.reshape(*per_channel)
+    return y if bias is None else y + bias.reshape(*per_channel)
+
+
+def instance_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """`group_norm` with each channel a group of its own (Ulyanov et al., 2016)."""
+    _expect_channels("instance_norm", x)
+    return group_norm(x, _static(x.shape[1], "instance_norm"), weight, bias, eps)
+
+
+def rms_norm(
+    x: Tensor,
+    normalized_shape: tuple[int, ...],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) weight over the last axes (Zhang and Sennrich, 2019).
+
+    ``eps`` None is the dtype's distance from 1 to the next number.
+    """
+    axes = len(normalized_shape)
+    if axes == 0 or tuple(x.shape[-axes:]) != tuple(normalized_shape):
+        raise ShapeError(
+            f"rms_norm: expected last axes of {tuple(normalized_shape)}, "
+            f"got shape {tuple(x.shape)}",
+            caller(),
+        )
+    if eps is None:
+        finfo: Any = ml_dtypes.finfo  # it has no types
+        eps = float(finfo(x.dtype.numpy).eps)
+    last = tuple(range(x.ndim - axes, x.ndim))
+    y = x * ((x * x).mean(last, keepdim=True) + eps).rsqrt()
+    return y if weight is None else y * weight
+
+
 def dropout(
     x: Tensor, p: float = 0.5, training: bool = True, generator: Generator | None = None
 ) -> Tensor:
@@ -411,6 +533,11 @@ def _same_shape(name: str, input: Tensor, target: Tensor) -> Tensor:
             caller(),
         )
     return target.to(input.dtype)
+
+
+def _expect_channels(name: str, x: Tensor) -> None:
+    if x.ndim < 2:
+        raise ShapeError(f"{name}: expected x [N,C,...], got shape {tuple(x.shape)}", caller())
 
 
 def _expect_images(name: str, x: Tensor) -> None:

@@ -56,6 +56,10 @@ class _BatchNorm(Module):
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
+        return self.normalise(x)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """By the statistics of ``x`` itself; in training they move the running ones."""
         y, mean, var = F.batch_norm_stats(x, self.weight, self.bias, self.eps)
         if self.training and self.running_mean is not None:
             self._track(x, mean.detach(), var.detach())
@@ -93,6 +97,12 @@ class BatchNorm2d(_BatchNorm):
     ranks = (4,)
 
 
+class BatchNorm3d(_BatchNorm):
+    """Batch norm of [N, C, D, H, W]."""
+
+    ranks = (5,)
+
+
 class LayerNorm(Module):
     """(x - mean) / sqrt(var + eps) weight + bias over the last axes, of ``normalized_shape``."""
 
@@ -119,3 +129,119 @@ class LayerNorm(Module):
     def extra_repr(self) -> str:
         shape, affine = self.normalized_shape, self.elementwise_affine
         return f"{shape}, eps={self.eps}, elementwise_affine={affine}"
+
+
+class RMSNorm(Module):
+    """x / sqrt(mean(x^2) + eps) weight over the last axes, of ``normalized_shape``.
+
+    ``eps`` None is the dtype's distance from 1 to the next number.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | tuple[int, ...],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        dtype: object = "f32",
+    ) -> None:
+        super().__init__()
+        given = normalized_shape
+        self.normalized_shape = (given,) if isinstance(given, int) else tuple(given)
+        self.eps, self.elementwise_affine = eps, elementwise_affine
+        shape = self.normalized_shape
+        self.weight = Parameter(ones(*shape, dtype=dtype)) if elementwise_affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+
+    def extra_repr(self) -> str:
+        shape, affine = self.normalized_shape, self.elementwise_affine
+        return f"{shape}, eps={self.eps}, elementwise_affine={affine}"
+
+
+class GroupNorm(Module):
+    """(x - mean) / sqrt(var + eps) weight + bias of [N, C, ...].
+
+    The statistics are of each sample's groups of C/num_groups channels, in training and in
+    evaluation alike; weight and bias [C].
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        dtype: object = "f32",
+    ) -> None:
+        super().__init__()
+        if num_groups < 1 or num_channels % num_groups:
+            raise ShapeError(
+                f"GroupNorm: expected channels divisible by {num_groups} groups, "
+                f"got {num_channels}",
+                caller(),
+            )
+        self.num_groups, self.num_channels = num_groups, num_channels
+        self.eps, self.affine = eps, affine
+        self.weight = Parameter(ones(num_channels, dtype=dtype)) if affine else None
+        self.bias = Parameter(zeros(num_channels, dtype=dtype)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim < 2 or x.shape[1] != self.num_channels:
+            raise ShapeError(
+                f"GroupNorm: expected {self.num_channels} channels on axis 1, "
+                f"got shape {tuple(x.shape)}",
+                caller(),
+            )
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine}"
+
+
+class _InstanceNorm(_BatchNorm):
+    """(x - mean) / sqrt(var + eps) weight + bias, for each channel of each sample.
+
+    With ``track_running_stats`` training moves the running statistics by the mean over the batch
+    of the samples' means and unbiased variances, and evaluation takes the running ones. As in
+    PyTorch ``num_batches_tracked`` stays 0.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        dtype: object = "f32",
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, dtype)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        if self.training and self.running_mean is not None:
+            assert self.running_var is not None
+            rows = x.detach().flatten(2)
+            share = self.momentum
+            mean, var = rows.mean(2).mean(0), rows.var(2).mean(0)
+            self.running_mean = self.running_mean + share * (mean - self.running_mean)
+            self.running_var = self.running_var + share * (var - self.running_var)
+        return F.instance_norm(x, self.weight, self.bias, self.eps)
+
+
+class InstanceNorm1d(_InstanceNorm):
+    """Instance norm of [N, C, L]."""
+
+    ranks = (3,)
+
+
+class InstanceNorm2d(_InstanceNorm):
+    """Instance norm of [N, C, H, W]."""
+
+    ranks = (4,)
+
+
+class InstanceNorm3d(_InstanceNorm):
+    """Instance norm of [N, C, D, H, W]."""
+
+    ranks = (5,)
