@@ -24,6 +24,7 @@ from nir.frontend.nn.activation import (
     Softsign,
     Tanh,
 )
+from nir.frontend.nn.attention import MultiheadAttention
 from nir.frontend.nn.conv import (
     Conv1d,
     Conv2d,
@@ -61,6 +62,14 @@ from nir.frontend.nn.norm import (
     LayerNorm,
     RMSNorm,
 )
+from nir.frontend.nn.transformer import (
+    LearnedPositionalEmbedding,
+    SinusoidalPositionalEmbedding,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
 
 __all__ = [
     "CELU",
@@ -95,6 +104,7 @@ __all__ = [
     "L1Loss",
     "LayerNorm",
     "LeakyReLU",
+    "LearnedPositionalEmbedding",
     "Linear",
     "LogSigmoid",
     "LogSoftmax",
@@ -103,6 +113,7 @@ __all__ = [
     "Mish",
     "Module",
     "ModuleList",
+    "MultiheadAttention",
     "NLLLoss",
     "PReLU",
     "Parameter",
@@ -113,9 +124,14 @@ __all__ = [
     "Sequential",
     "SiLU",
     "Sigmoid",
+    "SinusoidalPositionalEmbedding",
     "Softmax",
     "Softplus",
     "Softsign",
     "Tanh",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
     "functional",
 ]

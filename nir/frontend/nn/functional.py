@@ -14,6 +14,7 @@ import ml_dtypes
 from nir import ops
 from nir.errors import DTypeError, NirError, ShapeError
 from nir.frontend.functional import arange, full, maximum, where
+from nir.frontend.nn.attend import scaled_dot_product_attention as scaled_dot_product_attention
 from nir.frontend.nn.convolution import Padding as Padding
 from nir.frontend.nn.convolution import Pair as Pair
 from nir.frontend.nn.convolution import Sizes as Sizes
@@ -25,7 +26,7 @@ from nir.frontend.nn.convolution import conv_transpose2d as conv_transpose2d
 from nir.frontend.nn.convolution import conv_transpose3d as conv_transpose3d
 from nir.frontend.nn.convolution import pair as pair
 from nir.frontend.nn.convolution import sizes as sizes
-from nir.frontend.random import Generator, bernoulli
+from nir.frontend.nn.dropout import dropout as dropout
 from nir.frontend.tensor import Tensor, apply
 from nir.ir.dim import Dim
 from nir.ir.location import caller
@@ -250,7 +251,7 @@ def embedding(indices: Tensor, weight: Tensor, padding_idx: int | None = None) -
     return where((indices == padding_idx).unsqueeze(-1), rows.detach(), rows)
 
 
-# ---- normalisation and dropout -------------------------------------------------------------------
+# ---- normalisation -------------------------------------------------------------------------------
 
 
 def batch_norm_stats(
@@ -378,20 +379,6 @@ def rms_norm(
     last = tuple(range(x.ndim - axes, x.ndim))
     y = x * ((x * x).mean(last, keepdim=True) + eps).rsqrt()
     return y if weight is None else y * weight
-
-
-def dropout(
-    x: Tensor, p: float = 0.5, training: bool = True, generator: Generator | None = None
-) -> Tensor:
-    """In training, 0 with probability ``p`` and x / (1 - p) otherwise."""
-    if not 0 <= p <= 1:
-        raise NirError(f"dropout: expected a probability, got {p}", caller())
-    if not training or p == 0:
-        return x
-    if p == 1:
-        return x * 0.0
-    keep = bernoulli(x.shape, 1 - p, generator=generator)
-    return where(keep, x * (1 / (1 - p)), 0.0)
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
