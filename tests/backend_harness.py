@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from codegen_harness import ISAS, same_bits
@@ -12,7 +12,7 @@ from nir.errors import NirError
 from nir.ir.compare import agree, in_precision, worst
 from nir.ir.graph import Graph
 from nir.ir.interp import run
-from nir.ir.op import Op
+from nir.ir.op import Op, Value
 from nir.ir.types import f64
 from nir.runtime import Executable, as_storage
 from nir.targets import cpu
@@ -86,17 +86,21 @@ def _noisy_runs(graph: Graph, inputs: Sequence[np.ndarray]) -> list[list[np.ndar
         assert isinstance(results, list)
         for i, (v, r) in enumerate(zip(op.results, results, strict=True)):
             if r.dtype.kind == "f":
-                eps = np.finfo(np.float64 if op_is_f64[v.id] else np.float32).eps
+                eps = np.finfo(np.float64 if v in in_f64 else np.float32).eps
                 results[i] = (r * (1 + 2 * eps * rng.uniform(-1, 1, r.shape))).astype(r.dtype)
 
-    op_is_f64 = {
-        w.id: v.type.dtype.name == "f64"
-        for a, b in zip(graph.nodes, wide.nodes, strict=True)
-        for v, w in zip(a.results, b.results, strict=True)
-    }
+    in_f64 = {w for v, w in _pairs(graph, wide) if v.type.dtype.name == "f64"}
     for _ in range(_RUNS):
-        runs.append(run(wide, exact, trace=disturb))
+        runs.append(run(wide, exact, trace=disturb, deep=True))
     return runs
+
+
+def _pairs(a: Graph, b: Graph) -> Iterator[tuple[Value, Value]]:
+    """The results of the ops of two graphs of one structure, those in regions too."""
+    for x, y in zip(a.nodes, b.nodes, strict=True):
+        yield from zip(x.results, y.results, strict=True)
+        for (_, left), (_, right) in zip(x.regions(), y.regions(), strict=True):
+            yield from _pairs(left, right)
 
 
 def _wide(x: np.ndarray) -> np.ndarray:

@@ -26,25 +26,30 @@ from nir.ops import Cos, Prod, Sin
 
 # What the CPU refuses by name, and rightly: convolutions whose kernel has no fixed size.
 UNSUPPORTED = re.compile(r"conv2d\w*\(.*B,")
-# Their executor form comes with the control-flow kernels.
-REFUSED = {"scan", "cond"}
 
 
 def runnable(graph: Graph, inputs: fuzz.Arrays) -> tuple[Graph, fuzz.Arrays]:
     """``graph`` with inputs in place of what the CPU does not run, or not in the same order.
 
-    Those are scan and cond, half types, products that overflow on the way to 0 (0 * inf is nan in
-    one order and 0 in another), and sines of numbers beyond the range of their bound.
+    Those are half types, products that overflow on the way to 0 (0 * inf is nan in one order and 0
+    in another), and sines of numbers beyond the range of their bound. What a region computes is not
+    seen: one that holds products or sines is cut out.
     """
     known: dict[Value, np.ndarray] = {}
     cut: list[Op] = []
 
     def see(op: Op, operands: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
         known.update(zip(op.results, results, strict=True))
-        half = any(v.type.dtype.name in ("f16", "bf16") for v in (*op.operands, *op.results))
+        inside = [o for _, region in op.regions() for o in fuzz.walk(region)]
+        half = any(
+            v.type.dtype.name in ("f16", "bf16")
+            for o in (op, *inside)
+            for v in (*o.operands, *o.results)
+        )
+        unseen = any(isinstance(o, Prod | Sin | Cos) for o in inside)
         overflows = isinstance(op, Prod) and _huge(operands[0])
         turns = isinstance(op, Sin | Cos) and bool((np.abs(operands[0]) > 1e5).any())
-        if op.name in REFUSED or half or overflows or turns:
+        if half or unseen or overflows or turns:
             cut.append(op)
 
     run(graph, inputs, trace=see)

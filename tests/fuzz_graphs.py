@@ -28,7 +28,9 @@ from nir.ops import (
     Scan,
     Sum,
     Tanh,
+    WhileLoop,
 )
+from nir.ops.expr import Expr
 from nir.ops.fused import Fused
 from nir.ops.vjp import gradient, vjp
 
@@ -375,6 +377,23 @@ def _make_scan(maker: _Maker) -> Op | None:
     return Scan((start,), (x,), captures, body, x.type.shape[0], maker.chance(0.5))
 
 
+def _make_while_loop(maker: _Maker) -> Op | None:
+    """As long as the largest magnitude of the first carry is small."""
+    v = maker.float_value()
+    if v is None:
+        return None
+    same = [x for x, _ in maker.pool if x.type == v.type]
+    init, captures = (v, maker.pick(same)), (maker.pick(same),)
+    b = Builder("condition")
+    b.locs = frozenset({Location("fuzz.py", 2)})
+    first, *_ = (Expr(b, b.input(v.type, n)) for n in ("a", "b", "c"))
+    limit = float(maker.rng.uniform(0.1, 3))
+    largest = first.abs().max(tuple(range(first.ndim)))
+    condition = b.build([largest.lt(largest.full_like(limit)).value])
+    body = maker.body([v.type] * 3, [v.type] * 2, _of_kinds("elementwise"))
+    return WhileLoop(init, captures, condition, body, int(maker.rng.integers(0, 5)))
+
+
 def _make_cond(maker: _Maker) -> Op | None:
     v = maker.float_value()
     if v is None:
@@ -401,7 +420,8 @@ def _make_custom_vjp(maker: _Maker) -> Op | None:
 
 # Ops that hold graphs get random ones. (An op without samples must be here.)
 _SPECIAL: Mapping[type[Op], Callable[[_Maker], Op | None]] = {
-    Fused: _make_fused, Scan: _make_scan, Cond: _make_cond, CustomVjp: _make_custom_vjp,
+    Fused: _make_fused, Scan: _make_scan, WhileLoop: _make_while_loop, Cond: _make_cond,
+    CustomVjp: _make_custom_vjp,
 }  # fmt: skip
 
 

@@ -19,12 +19,10 @@ from nir.ops.vjp import vjp
 from nir.runtime import Executable
 
 B = symbol("B")
-# Control flow with regions gets its executor form with the control-flow kernels.
-REFUSED = {"scan", "cond"}
 # Their results have a packed layout, which only a kernel can read: `pack` makes and tests them.
 PACKED = {"pack", "pack_conv2d"}
 
-RUN = [c for c in CASES if c.op.name not in REFUSED | PACKED]
+RUN = [c for c in CASES if c.op.name not in PACKED]
 
 
 def by_id(case: Case) -> str:
@@ -46,8 +44,8 @@ def slopes(graph: Graph, arrays: Any) -> tuple[Graph, list[np.ndarray]]:
     return vjp(graph), [*arrays, *cts]
 
 
-def test_the_list_of_refused_ops_is_short_and_real() -> None:
-    assert set(OPS) - {c.op.name for c in RUN} == REFUSED | PACKED | {"fused"}
+def test_every_op_has_a_case_that_runs() -> None:
+    assert set(OPS) - {c.op.name for c in RUN} == PACKED | {"fused"}
 
 
 @pytest.mark.parametrize("case", RUN, ids=by_id)
@@ -108,15 +106,6 @@ def check_sizes(graph: Graph, case: Case, exe: Executable) -> None:
         got = [flushed(z) for z in outputs(exe, inputs)]
         problem = close(graph, inputs, expected, got)
         assert problem is None, f"{case.id} of {graph.name} at {size}: {problem}"
-
-
-@pytest.mark.parametrize("name", sorted(REFUSED))
-def test_refused_ops_are_named(name: str) -> None:
-    case = next(c for c in CASES if c.op.name == name)
-    with pytest.raises(
-        UnsupportedError, match=rf"^{name}\(.*target cpu.*\n  at .*op_cases\.py:\d+"
-    ):
-        compiled(make_graph(case))
 
 
 @pytest.mark.parametrize("kind", ["f16", "bf16"])

@@ -283,7 +283,7 @@ def _noisy_runs(
                     size = np.max(np.abs(wide), initial=0, where=np.isfinite(wide))
                 results[i] = np.asarray(wide + noise * size).astype(r.dtype)
 
-    return [run(graph, inputs, env, trace=disturb) for _ in range(_RUNS)]
+    return [run(graph, inputs, env, trace=disturb, deep=True) for _ in range(_RUNS)]
 
 
 def in_precision(graph: Graph, kind: DType) -> Graph:

@@ -24,6 +24,8 @@ Trace = Callable[[Op, Sequence[np.ndarray], list[np.ndarray]], None]
 _SIZES: ContextVar[Mapping[str, int] | None] = ContextVar("sizes", default=None)
 # Whether planned regions run in their planned arenas too.
 _IN_ARENA: ContextVar[bool] = ContextVar("in_arena", default=False)
+# What sees the ops of regions as well.
+_DEEP_TRACE: ContextVar[Trace | None] = ContextVar("deep_trace", default=None)
 
 
 def run(
@@ -32,17 +34,20 @@ def run(
     env: Mapping[str, int] | None = None,
     arena: bool = False,
     trace: Trace | None = None,
+    deep: bool = False,
 ) -> list[np.ndarray]:
     """The outputs of ``graph`` for ``inputs``, in order.
 
     Symbols are found from the inputs' shapes; ``env`` adds values for others. ``trace(op,
-    operands, results)`` is called after each op and may replace entries of the list ``results``.
+    operands, results)`` is called after each op, with ``deep`` after each op of a region too, and
+    may replace entries of the list ``results``.
     Raises ShapeError or DTypeError for inputs that do not fit, IndexRangeError at the user's line,
     and, with ``arena=True``, VerifyError where the plan makes values overwrite each other.
     """
     arrays = [np.asarray(a) for a in inputs]
     sizes = bind_inputs(graph, arrays, env)
     token, arena_token = _SIZES.set(sizes), _IN_ARENA.set(arena)
+    trace_token = _DEEP_TRACE.set(trace if deep else None)
     try:
         with np.errstate(all="ignore"):
             if arena:
@@ -51,6 +56,7 @@ def run(
     finally:
         _SIZES.reset(token)
         _IN_ARENA.reset(arena_token)
+        _DEEP_TRACE.reset(trace_token)
 
 
 def evaluate_region(graph: Graph, operands: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -58,7 +64,8 @@ def evaluate_region(graph: Graph, operands: Sequence[np.ndarray]) -> list[np.nda
 
     In a run with ``arena=True`` a region that has a memory plan runs in its own arena.
     """
-    return run(graph, operands, _SIZES.get(), arena=_IN_ARENA.get() and graph.plan is not None)
+    trace, arena = _DEEP_TRACE.get(), _IN_ARENA.get() and graph.plan is not None
+    return run(graph, operands, _SIZES.get(), arena, trace, deep=trace is not None)
 
 
 def _run(
