@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import pickle
 import struct
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,13 +30,20 @@ _PICKLE_NAMES = {
 }
 
 
-def read_idx(path: str | Path) -> np.ndarray:
-    """The array in an IDX file, gzipped or not. Raises NirError if the file is not one."""
+def read_file(path: str | Path) -> bytes:
+    """The bytes of a file, unpacked if its name ends in .gz. NirError if it cannot be read."""
     path = Path(path)
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (gzip.BadGzipFile, EOFError) as error:
+        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise NirError(f"{path}: expected a gzip file: {error}") from None
+    except OSError as error:
+        raise NirError(f"{path}: expected a file: {error.strerror}") from None
+
+
+def read_idx(path: str | Path) -> np.ndarray:
+    """The array in an IDX file, gzipped or not. Raises NirError if the file is not one."""
+    data = read_file(path)
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_DTYPES:
         raise NirError(f"{path}: expected an IDX file, got one that starts with {data[:4]!r}")
     ndim = data[3]
@@ -57,8 +65,8 @@ def mnist(folder: str | Path, split: Split = "train") -> tuple[np.ndarray, np.nd
     Reads train-*/t10k-* images-idx3-ubyte and labels-idx1-ubyte, each with or without .gz.
     """
     stem = _MNIST_FILES[split]
-    images = read_idx(_find(folder, f"{stem}-images-idx3-ubyte"))
-    labels = read_idx(_find(folder, f"{stem}-labels-idx1-ubyte"))
+    images = read_idx(find_file(folder, f"{stem}-images-idx3-ubyte"))
+    labels = read_idx(find_file(folder, f"{stem}-labels-idx1-ubyte"))
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise NirError(
             f"{folder}: expected images [N,H,W] and labels [N], "
@@ -75,7 +83,7 @@ def cifar10(folder: str | Path, split: Split = "train") -> tuple[np.ndarray, np.
     names = ["test_batch"] if split == "test" else [f"data_batch_{i}" for i in range(1, 6)]
     images, labels = [], []
     for name in names:
-        batch = _unpickle(_find(folder, name))
+        batch = _unpickle(find_file(folder, name))
         try:
             data, target = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"], np.int64)
         except (KeyError, TypeError, ValueError):
@@ -125,9 +133,10 @@ def _unpickle(path: Path) -> Any:
             raise NirError(f"{path}: expected a pickled CIFAR-10 batch: {error}") from error
 
 
-def _find(folder: str | Path, name: str) -> Path:
-    """``name`` or ``name``.gz in ``folder``."""
-    for candidate in (Path(folder, name), Path(folder, name + ".gz")):
-        if candidate.is_file():
-            return candidate
-    raise NirError(f"{folder}: expected a file {name} or {name}.gz, found neither")
+def find_file(folder: str | Path, *names: str) -> Path:
+    """The first file of these ``names``, with or without .gz, in ``folder``; NirError for none."""
+    wanted = [n for name in names for n in (name, name + ".gz")]
+    for name in wanted:
+        if Path(folder, name).is_file():
+            return Path(folder, name)
+    raise NirError(f"{folder}: expected a file {' or '.join(wanted)}, found none")
