@@ -311,3 +311,14 @@ def test_wrong_forms_are_named() -> None:
         run_pipeline(graph, CPU, verify=inputs, passes=bug)
     assert plan_memory(fused(lambda x: x.exp(), F), CPU).plan is not None
     assert graph.output_types[0].dtype is f32
+
+
+def test_long_chains_become_loops_of_bounded_size() -> None:
+    def chain(x: Expr) -> Expr:
+        for _ in range(100):
+            x = x.sin()
+        return x
+
+    sizes = [len(inside(r)) for r in regions(fused(chain, F))]
+    assert sum(sizes) == 100
+    assert max(sizes) == 32

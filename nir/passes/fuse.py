@@ -46,6 +46,10 @@ _CHEAP = frozenset(
     }
 )  # fmt: skip
 _CHEAP_DEPTH = 8
+# A loop is one basic block, which LLVM compiles in more than linear time: 32 sines take 0.2 s, 256
+# take 4 s. Beyond this weight, a load and a store cost less than what they join.
+_WEIGHT_LIMIT = 512
+_WEIGHT = 16  # of an op that is not cheap
 # How far a search for a cycle goes before it gives the fusion up.
 _SEARCH_LIMIT = 400
 
@@ -59,6 +63,7 @@ class _Cluster:
     level: int = 0
     chunk: int | None = None
     members: list[int] = field(default_factory=list)  # positions in graph.nodes
+    weight: int = 0
     heavy: int | None = None
     first: int = 1 << 62
     last: int = 0
@@ -87,6 +92,10 @@ def fuse(graph: Graph, target: Target) -> Graph:
 
 def _is_elementwise(op: Op) -> bool:
     return op.kind == "elementwise"
+
+
+def _weight(op: Op) -> int:
+    return 1 if op.name in _CHEAP else _WEIGHT
 
 
 def _is_unit_reshape(op: Op) -> bool:
@@ -213,7 +222,7 @@ class _Fusion:
             inside = [e for e in edges if self.cluster.get(e.user) is c]
             outside = [e for e in edges if self.cluster.get(e.user) is not c]
             joined = self.fit(op, c, inside)
-            if joined is None:
+            if joined is None or c.weight + _weight(op) > _WEIGHT_LIMIT:
                 continue
             stored = bool(outside) or op.result in self.outputs
             if stored and not self.can_export(op, joined):
@@ -241,6 +250,7 @@ class _Fusion:
 
     def add(self, i: int, c: _Cluster) -> None:
         c.members.append(i)
+        c.weight += _weight(self.nodes[i])
         c.first, c.last = min(c.first, i), max(c.last, i)
         self.cluster[i] = c
 
@@ -356,7 +366,7 @@ class _Fusion:
         for c in {id(c): c for c in self.cluster.values() if c.form == "row"}.values():
             if any(isinstance(self.nodes[m], _REDUCTIONS) for m in c.members):
                 continue
-            members, c.members, c.form = c.members, [], "map"
+            members, c.members, c.weight, c.form = c.members, [], 0, "map"
             on_rows = _Cluster("map", c.rows)
             for m in members:
                 whole = self.nodes[m].result.type.shape == c.space
