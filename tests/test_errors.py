@@ -16,8 +16,8 @@ CORPUS = sorted(Path(__file__).with_name("errors").glob("*.py"))
 # What the error says must come from a run or from a gradient, not from the line being recorded.
 LATE = ("run_", "index_", "backward_", "stale_")
 KINDS = (
-    "axis", "backward", "capture", "control", "device", "dtype", "index", "run", "shape", "stale",
-    "unsupported",
+    "axis", "backward", "capture", "control", "device", "dtype", "index", "run", "shape", "spec",
+    "stale", "unsupported",
 )  # fmt: skip
 
 

@@ -16,6 +16,9 @@ from nir.ir.types import DTYPES, TensorType
 _FORM = re.compile(r"\s*(\w+)\s*\[([^\]]*)\]\s*(?:@\s*(\w+))?\s*")
 
 
+_BEGIN = re.compile(r"\s*\w+\s*\[")
+
+
 @dataclass(frozen=True, slots=True)
 class Spec:
     """The type of a tensor argument."""
@@ -61,8 +64,8 @@ def _size(text: str, whole: str) -> Dim:
 
 
 def is_spec(x: Any) -> bool:
-    """Whether ``x`` writes a spec."""
-    return isinstance(x, Spec | TensorType) or (isinstance(x, str) and bool(_FORM.fullmatch(x)))
+    """Whether ``x`` writes a spec, or a string that begins as one and must be meant as one."""
+    return isinstance(x, Spec | TensorType) or (isinstance(x, str) and bool(_BEGIN.match(x)))
 
 
 def argument_types(tree: Any) -> tuple[list[TensorType], pytree.Tree]:

@@ -5,6 +5,7 @@ docs/package.md describes the format; package.cc reads it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -89,6 +90,8 @@ def _layout(sections: Sequence[Section]) -> list[bytes]:
 
 
 def _write(path: Path, pieces: Sequence[bytes]) -> None:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder", str(path.parent))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with temporary.open("xb") as file:

@@ -59,7 +59,7 @@ class Optimizer:
         if not entries:
             raise NirError(f"{type(self).__name__}: expected parameters, got none", caller())
         groups = entries if isinstance(entries[0], Mapping) else [{"params": entries}]
-        if defaults["lr"] < 0:
+        if not defaults["lr"] >= 0:  # nan neither
             raise NirError(
                 f"{type(self).__name__}: expected lr >= 0, got {defaults['lr']}", caller()
             )
