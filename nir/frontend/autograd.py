@@ -84,6 +84,18 @@ def gradients(
     return _gradients(records, root, wrt, seed, create_graph)
 
 
+def adjoints(root: Cell, wrt: Sequence[Cell], seed: Cell) -> dict[Cell, Cell]:
+    """d root / d cell, times ``seed``, for those of ``wrt`` that root depends on.
+
+    Cells of ``wrt`` may lie behind each other: each gets its whole derivative. The derivatives can
+    be differentiated in turn.
+    """
+    records, ends = lazy.history(root)
+    _refuse_released(records, ends)
+    found = _gradients(records, root, wrt, seed, create_graph=True)
+    return {c: g for c, g in zip(wrt, found, strict=True) if g is not None}
+
+
 def _refuse_released(records: Sequence[Record], ends: Sequence[Cell]) -> None:
     if any(r.released for r in records) or any(c.released for c in ends):
         raise NotDifferentiable(

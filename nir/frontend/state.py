@@ -9,7 +9,9 @@ of such. A walk over it finds two things:
   trace is true for, and a function is traced again when one changes.
 
 An object may say what its state is by ``__nir_state__()``, which returns (name, value) pairs; by
-default they are its attributes. Gradients are state too: ``path.grad``, where there is one.
+default they are its attributes. A tensor of another library says which Tensor holds its value by a
+property ``__nir_tensor__``, which can be set: it stands for that Tensor. Gradients are state too:
+``path.grad``, where there is one.
 """
 
 from __future__ import annotations
@@ -94,6 +96,10 @@ class Snapshot:
             self.slots.append(Slot(path, x, holder, key))
             if isinstance(x._grad, Tensor):
                 self.slots.append(Slot(f"{path}.grad", x._grad, x, "_grad"))
+            return
+        if hasattr(kind, "__nir_tensor__"):
+            self._stated = True
+            self._walk(x.__nir_tensor__, path, x, "__nir_tensor__")
             return
         dot = f"{path}." if path else ""
         if isinstance(x, dict):

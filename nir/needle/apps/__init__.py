@@ -1,0 +1,1 @@
+"""The course's applications: what its tests and notebooks import beside `needle`."""

@@ -1,0 +1,1 @@
+"""The first homework: softmax regression and a two-layer network on numpy arrays."""

@@ -1,0 +1,272 @@
+"""Recurrent layers. A sequence is one `nir.scan`, so that programs do not grow with its length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import nir
+from nir.frontend.nn import functional as F
+from nir.needle import init, ops
+from nir.needle.autograd import Tensor
+from nir.needle.lowering import NirTupleOp
+from nir.needle.nn.nn_basic import Lowered, Module, Parameter
+from nir.needle.ops.ops_mathematic import together
+
+NONLINEARITIES = {"tanh": nir.Tensor.tanh, "relu": nir.Tensor.relu}
+
+
+class LoweredTuple(NirTupleOp):
+    """An op of several results that computes ``fn`` of its operands; a layer in one node."""
+
+    def __init__(self, fn: Callable[..., tuple[nir.Tensor, ...]]) -> None:
+        self.fn = fn
+
+    def lower(self, *xs: nir.Tensor) -> tuple[nir.Tensor, ...]:
+        return self.fn(*together(*xs))
+
+
+class Sigmoid(Module):
+    """1 / (1 + exp(-x))."""
+
+    def forward(self, x: Any) -> Any:
+        return Lowered(lambda x: x.sigmoid())(x)
+
+
+class _Cell(Module):
+    """Weights W_ih (in, g h), W_hh (h, g h) and biases (g h,), all U(-1/sqrt(h), 1/sqrt(h))."""
+
+    gates = 1
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool, device: Any, dtype: Any
+    ) -> None:
+        super().__init__()
+        self.input_size, self.hidden_size = input_size, hidden_size
+        bound = 1 / math.sqrt(hidden_size)
+        width = self.gates * hidden_size
+
+        def drawn(*shape: int) -> Parameter:
+            return Parameter(init.rand(*shape, low=-bound, high=bound, device=device, dtype=dtype))
+
+        self.W_ih: Any = drawn(input_size, width)
+        self.W_hh: Any = drawn(hidden_size, width)
+        self.bias_ih: Any = drawn(width) if bias else None
+        self.bias_hh: Any = drawn(width) if bias else None
+
+    def weights(self) -> list[Any]:
+        """W_ih, W_hh, and the biases where there are any."""
+        biases = (self.bias_ih, self.bias_hh)
+        return [self.W_ih, self.W_hh, *(b for b in biases if b is not None)]
+
+    def zeros(self, batch: int, like: Any) -> Any:
+        return init.zeros(batch, self.hidden_size, device=like.device, dtype=like.dtype)
+
+    def step(self) -> Callable[..., Any]:
+        """(state, x W_ih + biases, W_hh) -> (new state, output)."""
+        raise NotImplementedError
+
+
+def _projected(x: nir.Tensor, w_ih: nir.Tensor, biases: Sequence[nir.Tensor]) -> nir.Tensor:
+    """The part of the gates that does not depend on the state."""
+    y = x @ w_ih
+    for b in biases:
+        y = y + b
+    return y
+
+
+class RNNCell(_Cell):
+    """h' = nonlinearity(x W_ih + b_ih + h W_hh + b_hh)."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: Any = "float32",
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, device, dtype)
+        if nonlinearity not in NONLINEARITIES:
+            raise ValueError(f"expected a nonlinearity 'tanh' or 'relu', got {nonlinearity!r}")
+        self.nonlinearity = nonlinearity
+
+    def step(self) -> Callable[..., Any]:
+        fn = NONLINEARITIES[self.nonlinearity]
+
+        def step(state: Any, x: nir.Tensor, w_hh: nir.Tensor) -> Any:
+            h = fn(x + state[0] @ w_hh)
+            return (h,), h
+
+        return step
+
+    def forward(self, X: Any, h: Any = None) -> Any:
+        h = self.zeros(X.shape[0], X) if h is None else h
+        step = self.step()
+
+        def cell(
+            x: nir.Tensor, h: nir.Tensor, wi: nir.Tensor, wh: nir.Tensor, *b: nir.Tensor
+        ) -> nir.Tensor:
+            out: nir.Tensor = step((h,), _projected(x, wi, b), wh)[1]
+            return out
+
+        return Lowered(cell)(X, h, *self.weights())
+
+
+class LSTMCell(_Cell):
+    """Gates i, f, g, o = x W_ih + b_ih + h W_hh + b_hh; c' = s(f) c + s(i) tanh(g);
+    h' = s(o) tanh(c'), where s is the logistic function."""
+
+    gates = 4
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = "float32",
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, device, dtype)
+
+    def step(self) -> Callable[..., Any]:
+        def step(state: Any, x: nir.Tensor, w_hh: nir.Tensor) -> Any:
+            h, c = state
+            i, f, g, o = (x + h @ w_hh).chunk(4, -1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            return (h, c), h
+
+        return step
+
+    def forward(self, X: Any, h: Any = None) -> Any:
+        state = (self.zeros(X.shape[0], X), self.zeros(X.shape[0], X)) if h is None else h
+        step = self.step()
+
+        def cell(
+            x: nir.Tensor, h: nir.Tensor, c: nir.Tensor, wi: nir.Tensor, wh: nir.Tensor,
+            *b: nir.Tensor,
+        ) -> tuple[nir.Tensor, ...]:  # fmt: skip
+            out: tuple[nir.Tensor, ...] = step((h, c), _projected(x, wi, b), wh)[0]
+            return out
+
+        return LoweredTuple(cell)(X, *state, *self.weights()).tuple()
+
+
+def run_layer(cell: _Cell, X: Any, state: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """(outputs (T, B, h), last state) of ``cell`` along X (T, B, in), as one node."""
+    if "forward" in vars(type(cell)) and type(cell) not in (RNNCell, LSTMCell):
+        return _run_steps(cell, X, state)
+    count, step = len(state), cell.step()
+
+    def layer(x: nir.Tensor, *rest: nir.Tensor) -> tuple[nir.Tensor, ...]:
+        first, (wi, wh, *biases) = rest[:count], rest[count:]
+        xs = _projected(x, wi, biases)
+        if x.shape[0] == 1:
+            last, out = step(first, xs[0], wh)
+            return (out.unsqueeze(0), *last)
+        last, out = nir.scan(lambda carry, x: step(carry, x, wh), first, xs)
+        return (out, *last)
+
+    out, *last = LoweredTuple(layer)(X, *state, *cell.weights())
+    return out, last
+
+
+def _run_steps(cell: Module, X: Any, state: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """`run_layer` for a cell of the user's own."""
+    outputs = []
+    now: Any = state[0] if len(state) == 1 else tuple(state)
+    for x in ops.split(X, 0):
+        now = cell(x, now)
+        outputs.append(now if len(state) == 1 else now[0])
+    return ops.stack(outputs, 0), [now] if len(state) == 1 else list(now)
+
+
+class RNN(Module):
+    """Layers of `RNNCell`: X (T, B, in), h0 (L, B, h) -> out (T, B, h), h_n (L, B, h)."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: Any = "float32",
+    ) -> None:
+        super().__init__()
+        self.hidden_size, self.num_layers = hidden_size, num_layers
+        self.rnn_cells = [
+            RNNCell(
+                hidden_size if k else input_size, hidden_size, bias, nonlinearity, device, dtype
+            )
+            for k in range(num_layers)
+        ]
+
+    def forward(self, X: Any, h0: Any = None) -> Any:
+        hs = _states(self, X) if h0 is None else list(ops.split(h0, 0))
+        last = []
+        for cell, h in zip(self.rnn_cells, hs, strict=True):
+            X, (h,) = run_layer(cell, X, [h])
+            last.append(h)
+        return X, ops.stack(last, 0)
+
+
+class LSTM(Module):
+    """Layers of `LSTMCell`: X (T, B, in), (h0, c0) each (L, B, h) -> out, (h_n, c_n)."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = "float32",
+    ) -> None:
+        super().__init__()
+        self.hidden_size, self.num_layers = hidden_size, num_layers
+        widths = [input_size, *[hidden_size] * (num_layers - 1)]
+        self.lstm_cells = [LSTMCell(width, hidden_size, bias, device, dtype) for width in widths]
+
+    def forward(self, X: Any, h: Any = None) -> Any:
+        if h is None:
+            hs, cs = _states(self, X), _states(self, X)
+        else:
+            hs, cs = (list(ops.split(t, 0)) for t in h)
+        last_h, last_c = [], []
+        for cell, *state in zip(self.lstm_cells, hs, cs, strict=True):
+            X, (h, c) = run_layer(cell, X, state)
+            last_h.append(h)
+            last_c.append(c)
+        return X, (ops.stack(last_h, 0), ops.stack(last_c, 0))
+
+
+def _states(layers: Any, X: Any) -> list[Any]:
+    """A zero state for each layer, as slices of one tensor, like a state that was given."""
+    shape = (layers.num_layers, X.shape[1], layers.hidden_size)
+    return list(ops.split(init.zeros(*shape, device=X.device, dtype=X.dtype), 0))
+
+
+class Embedding(Module):
+    """Rows of ``weight`` (num_embeddings, embedding_dim) ~ N(0, 1), by word ids (T, B)."""
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        device: Any = None,
+        dtype: Any = "float32",
+    ) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.weight = Parameter(
+            init.randn(num_embeddings, embedding_dim, device=device, dtype=dtype)
+        )
+
+    def forward(self, x: Tensor) -> Any:
+        ids = x.value().detach().to(nir.int64)
+        return Lowered(lambda w: F.embedding(ids, w))(self.weight)
