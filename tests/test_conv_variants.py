@@ -64,6 +64,9 @@ TRANSPOSED: dict[int, list[tuple[Any, ...]]] = {
         (2, 3, 3, (3, 4, 3), {}),
         (2, 4, (2, 3, 3), (3, 4, 3), {"stride": 2, "padding": 1, "output_padding": (1, 0, 1)}),
         (4, 2, 2, (3, 3, 3), {"groups": 2, "dilation": (2, 1, 1), "bias": False}),
+        (2, 2, (1, 2, 2), (3, 3, 3), {"stride": 3, "output_padding": 2}),
+        (2, 2, (2, 1, 1), (4, 3, 3), {"stride": (2, 1, 1), "dilation": 3, "padding": (3, 0, 0)}),
+        (2, 3, 3, (2, 3, 3), {"dilation": 4, "output_padding": (3, 0, 0)}),
     ],
 }
 CASES = [
@@ -165,6 +168,16 @@ def test_symbolic_batch(kind: str, axes: int) -> None:
         (
             lambda: F.conv_transpose1d(nir.zeros(1, 2, 3), nir.zeros(2, 2, 2), output_padding=1),
             r"conv_transpose1d: expected output padding below stride or dilation, got \(1,\)",
+        ),
+        (
+            lambda: F.conv_transpose2d(nir.zeros(1, 1, 1, 2), nir.zeros(1, 1, 2, 2), padding=1),
+            "padding leaves nothing of the result, of size 0, 1",
+        ),
+        (
+            lambda: F.conv_transpose3d(
+                nir.zeros(1, 1, 1, 2, 2), nir.zeros(1, 1, 2, 2, 2), padding=(2, 0, 0)
+            ),
+            "padding leaves nothing of the result, of size -2",
         ),
         (lambda: nn.Conv1d(3, 4, 2, groups=2), "Conv1d: expected channels divisible by groups=2"),
         (lambda: nn.Conv3d(2, 2, (1, 2)), r"Conv3d: expected one size or 3, got \(1, 2\)"),

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 
 from nir import ops
 from nir.errors import NirError, ShapeError
-from nir.frontend.functional import pad
+from nir.frontend.functional import pad, stack, zeros_like
 from nir.frontend.tensor import Tensor, apply
 from nir.ir.dim import Dim
 from nir.ir.location import caller
@@ -219,20 +219,29 @@ def conv_transpose3d(
     )
     image, taps = _channels_last(x), _kernel_first(weight)
     batch, depth = image.shape[:2]
-    slices = image.reshape(batch * depth, *image.shape[2:])
     kernel_d, stride_d, dilation_d = window.kernel[0], window.stride[0], window.dilation[0]
-    flat = window.from_axis(1)
-
-    def spread(tap: int) -> Tensor:
-        """What ``tap`` adds to the result, its depth padding still there."""
-        y = _conv_transpose2d(slices, taps[tap], flat, more[1:])
-        y = y.reshape(batch, depth, *y.shape[1:])
-        y = apply(ops.Dilate, y, factors=(1, stride_d, 1, 1, 1))
-        return _pad_depth(y, tap * dilation_d, (kernel_d - 1 - tap) * dilation_d + more[0])
-
-    y = _sum(spread, kernel_d)
     before, after = window.padding[0]
-    return _channels_first(_slice_depth(y, before, y.shape[1] - before - after, 1), bias)
+    full = (depth - 1) * stride_d + (dilation_d * (kernel_d - 1) + more[0] + 1 - before - after)
+    _expect_some([full])
+    # Slice t of x adds to slice t * stride + tap * dilation - before of the result. So a tap serves
+    # the slices phase, phase + stride, ... alone, and meets x shifted by a whole number of slices.
+    count = (full + stride_d - 1) // stride_d
+    places = [divmod(tap * dilation_d - before, stride_d) for tap in range(kernel_d)]
+    low = max(0, *(shift for shift, _ in places))
+    high = max(0, *(_static(count - depth, name) - shift for shift, _ in places))
+    image = _pad_depth(image, low, high)
+    flat = window.from_axis(1)
+    phases: list[Tensor | None] = [None] * stride_d
+    for tap, (shift, phase) in enumerate(places):
+        met = _slice_depth(image, low - shift, count, 1)
+        y = _conv_transpose2d(met.reshape(batch * count, *met.shape[2:]), taps[tap], flat, more[1:])
+        total = phases[phase]
+        phases[phase] = y if total is None else total + y
+    some = next(p for p in phases if p is not None)
+    parts = [zeros_like(some) if p is None else p for p in phases]
+    y = stack([p.reshape(batch, count, *p.shape[1:]) for p in parts], 2)
+    y = y.reshape(batch, count * stride_d, *y.shape[3:])
+    return _channels_first(_slice_depth(y, 0, full, 1), bias)
 
 
 def _conv_transpose2d(x: Tensor, w: Tensor, window: _Window, more: Sequence[int]) -> Tensor:
@@ -250,8 +259,7 @@ def _conv_transpose2d(x: Tensor, w: Tensor, window: _Window, more: Sequence[int]
             zeros[2 * (x.ndim - 2 - axis) + 1] = int(room)
             x = pad(x, zeros)
         size.append(full)
-    if any(isinstance(n, int) and n < 1 for n in size):
-        raise ShapeError(f"transposed convolution: the result would be of size {size}", caller())
+    _expect_some(size)
     return apply(  # type: ignore[no-any-return]
         ops.Conv2dInputGrad,
         x,
@@ -360,6 +368,15 @@ def _slice_depth(x: Tensor, start: int, size: Dim, step: int) -> Tensor:
         sizes=(x.shape[0], size, *x.shape[2:]),
         steps=(1, step, *(1,) * rest),
     )
+
+
+def _expect_some(sizes: Sequence[Dim]) -> None:
+    if any(isinstance(n, int) and n < 1 for n in sizes):
+        given = ", ".join(map(str, sizes))
+        raise ShapeError(
+            f"transposed convolution: padding leaves nothing of the result, of size {given}",
+            caller(),
+        )
 
 
 def _sum(term: Callable[[int], Tensor], count: int) -> Tensor:
