@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -84,7 +85,34 @@ class Module:
         if any(isinstance(x, nir.Tensor) for x in (*args, *kwargs.values())):
             given = {k: _wrapped(v) for k, v in kwargs.items()}
             return _unwrapped(self.forward(*map(_wrapped, args), **given))
-        return self.forward(*args, **kwargs)
+        if _inside.depth:
+            return self.forward(*args, **kwargs)
+        _inside.depth = 1
+        try:
+            result = self.forward(*args, **kwargs)
+        finally:
+            _inside.depth = 0
+        _note_outputs(result)
+        return result
+
+
+class _Inside(threading.local):
+    """Whether a module is being called on this thread."""
+
+    depth = 0
+
+
+_inside = _Inside()
+
+
+def _note_outputs(x: Any) -> None:
+    match x:
+        case Tensor():
+            if x._recorded is not None:
+                pending.add_output(x._recorded)
+        case tuple() | list():
+            for part in x:
+                _note_outputs(part)
 
 
 def _wrapped(x: Any) -> Any:
