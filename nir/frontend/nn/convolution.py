@@ -370,9 +370,9 @@ def _slice_depth(x: Tensor, start: int, size: Dim, step: int) -> Tensor:
     )
 
 
-def _expect_some(sizes: Sequence[Dim]) -> None:
-    if any(isinstance(n, int) and n < 1 for n in sizes):
-        given = ", ".join(map(str, sizes))
+def _expect_some(lengths: Sequence[Dim]) -> None:
+    if any(isinstance(n, int) and n < 1 for n in lengths):
+        given = ", ".join(map(str, lengths))
         raise ShapeError(
             f"transposed convolution: padding leaves nothing of the result, of size {given}",
             caller(),
