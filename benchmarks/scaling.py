@@ -2,8 +2,8 @@
 
 python -m benchmarks.scaling              a table; exit status 1 if an exponent exceeds 1.2
 python -m benchmarks.scaling --sizes 500,1000 --repeat 1
-python -m benchmarks.scaling --collector  with Python's garbage collector on: it walks all that lives
-                                          at thresholds of its own, which no stage decides
+python -m benchmarks.scaling --collector  with Python's collector on: it walks all that lives at
+                                          thresholds of its own, which no stage decides
 """
 
 from __future__ import annotations

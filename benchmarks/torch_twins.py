@@ -68,6 +68,18 @@ def mlp_resnet(
     )
 
 
+class LanguageModel(nn.Module):
+    def __init__(self, words: int, embedding: int, hidden: int, layers: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(words, embedding)
+        self.lstm = nn.LSTM(embedding, hidden, layers)
+        self.linear = nn.Linear(hidden, words)
+
+    def forward(self, x: Any) -> Any:
+        out, _ = self.lstm(self.embedding(x))
+        return self.linear(out.reshape(-1, out.shape[-1]))
+
+
 def load(module: nn.Module, weights: dict[str, Any]) -> nn.Module:
     """``module`` with the numpy arrays ``weights``, by path."""
     module.load_state_dict({path: torch.from_numpy(a.copy()) for path, a in weights.items()})

@@ -12,20 +12,23 @@ from benchmarks.workloads import Step
 LEARNING_RATE, WEIGHT_DECAY = 5e-4, 1e-3
 
 
-def nir_step(model: Any, batches: Sequence[Any]) -> Step:
-    """A compiled step of ``model``: forward, cross-entropy, backward, Adam."""
+def nir_step(model: Any, batches: Sequence[Any], specs: tuple[str, str] | None = None) -> Step:
+    """A compiled step of ``model``: forward, cross-entropy, backward, Adam.
+
+    ``specs`` are the types of a batch; by default images and labels, of any number.
+    """
     import nir
     from nir.nn import functional as F
 
     model.load_state_dict(weights.make(model.state_dict()))
     optimizer = nir.optim.Adam(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     sizes = ",".join(map(str, batches[0][0].shape[1:]))
-    specs = (f"f32[B,{sizes}]", "i64[B]")
+    specs = specs or (f"f32[B,{sizes}]", "i64[B]")
 
     @nir.jit(state=[model, optimizer], specs=specs)
     def train(x: nir.Tensor, y: nir.Tensor) -> nir.Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), y)
+        loss = F.cross_entropy(model(x), y.reshape(-1))
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -47,7 +50,7 @@ def torch_step(model: Any, batches: Sequence[Any], compiled: bool) -> Step:
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
     def loss_of(x: Any, y: Any) -> Any:
-        return torch.nn.functional.cross_entropy(model(x), y)
+        return torch.nn.functional.cross_entropy(model(x), y.reshape(-1))
 
     forward = torch.compile(loss_of) if compiled else loss_of
     turn = cycle([(torch.from_numpy(x), torch.from_numpy(y)) for x, y in batches])
