@@ -16,12 +16,12 @@ from backend_harness import ISAS, close, compiled, flushed, outputs, reference, 
 
 import nir
 from nir.errors import DTypeError, IndexRangeError, NotDifferentiable, ShapeError
+from nir.frontend import pytree
 from nir.ir.graph import Graph
 from nir.ir.interp import run
 from nir.ir.program import Branch, Loop
 from nir.ir.text import parse_graph, print_graph
 from nir.ir.verify import verify
-from nir.ops.vjp import gradient
 from nir.passes.pipeline import run_pipeline
 from nir.runtime import get_num_threads, load, set_num_threads
 from nir.targets import cpu
@@ -144,6 +144,19 @@ CASES = {
 }
 
 
+def derived(case: Case, order: int) -> Case:
+    """The case of the gradients of a sum of what ``case`` gives."""
+    if order == 0:
+        return case
+
+    def loss(*args):
+        found, _ = pytree.tensors(case.fn(*args))
+        return sum((y * y).sum() + y.sum() for y in found if y.dtype.is_float)
+
+    slope = nir.grad(loss, argnums=tuple(range(len(case.types))))
+    return derived(Case(slope, case.types, case.sizes), order - 1)
+
+
 def arrays(graph: Graph, sizes: dict[str, int], seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     out = []
@@ -182,12 +195,9 @@ def test_a_program_computes_what_the_interpreter_does(name: str, dtype: str) -> 
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_of_loops_are_loops(name: str, order: int, dtype: str) -> None:
-    graph = CASES[name].graph(dtype)
-    for _ in range(order):
-        floats = [k for k, t in enumerate(graph.output_types) if t.dtype.is_float]
-        graph = gradient(graph, of=floats, seeded=False)
-    sizes = CASES[name].sizes[-1]
-    agrees(graph, arrays(graph, sizes))
+    graph = derived(CASES[name], order).graph(dtype)
+    for sizes in {str(s): s for s in (CASES[name].sizes[0], CASES[name].sizes[-1])}.values():
+        agrees(graph, arrays(graph, sizes))
 
 
 @pytest.mark.parametrize("n", [1, 2, 27, 871])
@@ -275,7 +285,14 @@ def lstm_step(length: int) -> Graph:
         return (ys * ys).sum() + h.sum()
 
     step = nir.value_and_grad(loss, argnums=(3, 4, 5))
-    types = f"f32[{length},4,8]", "f32[4,16]", "f32[4,16]", "f32[8,64]", "f32[16,64]", "f32[64]"
+    types = (
+        f"f32[{length},128,8]",
+        "f32[128,16]",
+        "f32[128,16]",
+        "f32[8,64]",
+        "f32[16,64]",
+        "f32[64]",
+    )
     return nir.trace(step, *map(nir.spec, types))
 
 
@@ -286,7 +303,9 @@ def test_program_and_code_do_not_grow_with_the_number_of_steps() -> None:
         exe = compiled(graph)
         programs.append((len(exe.program.calls), len(exe.program.buffers), _code_bytes(exe)))
         agrees(graph, arrays(graph, {}))
-    assert programs[0] == programs[1]
+    (*short, code), (*long, more_code) = programs
+    assert short == long
+    assert abs(more_code - code) < code // 50  # numbers in the code differ
 
 
 def _code_bytes(exe: Any) -> int:

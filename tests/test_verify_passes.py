@@ -14,12 +14,26 @@ from pass_harness import CPU, conv_nchw, graph_of, linear, random_inputs
 
 from nir.errors import NirError, VerifyError
 from nir.ir.dim import symbol
-from nir.ir.graph import Graph
+from nir.ir.graph import Builder, Graph
 from nir.ir.interp import run
 from nir.ir.op import Value
 from nir.ir.program import Target
 from nir.ir.types import f32, i32
-from nir.ops import Add, Cast, Constant, Max, Mul, ReducePartial, Slice, Sub, Sum, Transpose, Where
+from nir.ops import (
+    Add,
+    Cast,
+    Constant,
+    Max,
+    Mul,
+    ReducePartial,
+    Scan,
+    Slice,
+    Sub,
+    Sum,
+    Transpose,
+    Where,
+)
+from nir.ops.expr import Expr
 from nir.ops.vjp import gradient
 from nir.passes import (
     batch_norm_fold,
@@ -42,6 +56,16 @@ WANTED = 8
 # ---- a program on which every pass has something to do -----------------------------------------
 
 
+def _recurrent(x: Any, w: Any) -> Any:
+    """Three steps h' = tanh(x w + h w), with a result that nobody reads."""
+    b = Builder("body")
+    h, step, own = (Expr(b, b.input(v.type)) for v in (x, x, w))
+    new = (step.matmul(own) + h.matmul(own)).tanh()
+    body = b.build([new.value, (new * 2.0).value])
+    steps = x.broadcast((3, *x.shape), (1, 2))
+    return x.emit(Scan((x.value,), (steps.value,), (w.value,), body, 3, False))[0]
+
+
 def _model(x: Any, w1: Any, w2: Any, bias: Any, mean: Any, var: Any, fc: Any, out: Any) -> Any:
     (table,) = x.emit(Constant(data=np.linspace(-1, 1, 4, dtype=np.float32)))
     y = conv_nchw(x, w1, padding=1).relu() * 1.0
@@ -49,6 +73,7 @@ def _model(x: Any, w1: Any, w2: Any, bias: Any, mean: Any, var: Any, fc: Any, ou
     scale = (table * 2.0).exp()
     y = y.batch_norm_inference(scale, bias, mean, var * var, eps=1e-3)
     y = (y.relu() + y.relu()).mean((1, 2))
+    y = _recurrent(y, fc.slice((0, 0), (4, 4), (1, 1)))
     y = linear(y, fc, out)
     y = y * (y.full_like(2.0).sqrt() + 0.5)
     return (y.log_softmax(1) - y.tanh()).mean((0, 1))
@@ -154,7 +179,7 @@ def test_overlaps_in_the_memory_plan_are_named() -> None:
     for what, mutated in candidates[:WANTED]:
         bug = replace(PIPELINE[-1], run=lambda g, t, m=mutated: m, requires=frozenset())
         with pytest.raises(
-            VerifyError, match=r"^pass plan_memory.* (overwritten by|written over) "
+            VerifyError, match=r"^pass plan_memory.* (overwritten by|written over|it overlaps) "
         ) as error:
             run_pipeline(graph, CPU, verify=inputs, passes=(bug,))
         assert ".py:" in str(error.value), what

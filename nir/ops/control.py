@@ -15,7 +15,7 @@ from nir.ir.op import Op, Sample, Value
 from nir.ir.types import TensorType, bool_, f32
 from nir.ops.elementwise import Add, Mul, Neg, Tanh
 from nir.ops.expr import Expr
-from nir.ops.regions import check_region, floats, spread_grads
+from nir.ops.regions import check_region, floats, pure, spread_grads
 from nir.ops.vjp import vjp
 
 Grad = Sequence[Any]
@@ -162,6 +162,10 @@ class Cond(Op):
             )
         )
         return [None, *spread_grads(len(captures), where, [Expr(b, v) for v in out])]
+
+    @property
+    def pure(self) -> bool:  # type: ignore[override]
+        return pure(self)
 
     def regions(self) -> Iterator[tuple[str, Any]]:
         yield "then_body", self.then_body

@@ -19,7 +19,7 @@ from nir.ops.control import Cond
 from nir.ops.elementwise import Add, Lt, Mul, Tanh
 from nir.ops.expr import Expr
 from nir.ops.reduce import Sum
-from nir.ops.regions import check_region, floats, spread_grads
+from nir.ops.regions import check_region, floats, pure, spread_grads
 from nir.ops.source import Full
 from nir.ops.vjp import vjp
 
@@ -141,6 +141,10 @@ class Scan(Op):
         added = [b.emit(Add(a, d))[0] for a, d in zip(sums, found[k + s :], strict=True)]
         return b.build([*found[:k], *added, *found[k : k + s]])
 
+    @property
+    def pure(self) -> bool:  # type: ignore[override]
+        return pure(self)
+
     def regions(self) -> Iterator[tuple[str, Any]]:
         yield "body", self.body
 
@@ -244,6 +248,10 @@ class WhileLoop(Op):
                 zip(inputs, self.body.input_names, strict=True)]  # fmt: skip
         step = Cond(more, tuple(inputs), self.body, stop.build(same[:n]))
         return b.build(b.emit(step))
+
+    @property
+    def pure(self) -> bool:  # type: ignore[override]
+        return pure(self)
 
     def regions(self) -> Iterator[tuple[str, Any]]:
         yield "condition", self.condition

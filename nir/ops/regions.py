@@ -20,6 +20,11 @@ def check_region(op: Op, name: str, region: Graph, given: Sequence[TensorType]) 
         )
 
 
+def pure(op: Op) -> bool:
+    """Whether the regions of ``op`` hold pure ops only."""
+    return all(inner.pure for _, region in op.regions() for inner in region.nodes)
+
+
 def floats(types: Sequence[TensorType]) -> list[int]:
     """Positions of the types that a gradient flows to."""
     return [i for i, t in enumerate(types) if t.dtype.is_float]

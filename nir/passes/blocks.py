@@ -59,4 +59,5 @@ def block_of(op: Op) -> Block | None:
 
 def _arenas(op: Op) -> Dim:
     """Room for the arena of any of the regions."""
-    return reduce(upper_bound, (region.plan.arena for _, region in op.regions()), 0)
+    arenas: list[Dim] = [region.plan.arena for _, region in op.regions()]
+    return reduce(upper_bound, arenas)

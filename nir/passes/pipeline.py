@@ -28,9 +28,12 @@ from nir.passes.batch_norm_fold import batch_norm_fold
 from nir.passes.cse import cse
 from nir.passes.dce import dce
 from nir.passes.decompose import covered, decompose
+from nir.passes.fission import fission
 from nir.passes.fold import fold
 from nir.passes.fuse import fuse
+from nir.passes.hoist import hoist
 from nir.passes.layout import layout
+from nir.passes.loops import loops
 from nir.passes.memory import plan_memory
 from nir.passes.pack import pack
 from nir.passes.simplify import simplify
@@ -82,6 +85,8 @@ def _facts(*names: str) -> frozenset[str]:
 
 _ANY_REWRITE = _facts("fused", _PLANNED)
 
+LOOPS = Pass("loops", loops, breaks=_ANY_REWRITE)
+FISSION = Pass("fission", fission, breaks=_facts("covered", "split", "fused", _PLANNED))
 SIMPLIFY = Pass("simplify", simplify, breaks=_ANY_REWRITE)
 FOLD = Pass("fold", fold, breaks=_ANY_REWRITE)
 CSE = Pass("cse", cse, breaks=_facts(_PLANNED))
@@ -96,6 +101,7 @@ DECOMPOSE = Pass(
 PACK = Pass(
     "pack", pack, requires=_facts("covered"), ensures=_facts("covered"), breaks=_ANY_REWRITE
 )
+HOIST = Pass("hoist", hoist, breaks=_facts("fused", _PLANNED))
 SPLIT = Pass(
     "split_reductions",
     split_reductions,
@@ -113,11 +119,15 @@ FUSE = Pass(
 PLAN_MEMORY = Pass("plan_memory", plan_memory, requires=_facts("fused"), ensures=_facts(_PLANNED))
 
 PIPELINE: tuple[Pass, ...] = (
-    # The graph as traced: small rules first, so that the costly passes see less.
+    # Equal loops are seen as such while they are as traced.
+    LOOPS,
+    # Small rules first, so that the costly passes see less.
     SIMPLIFY,
     FOLD,
     CSE,
     DCE,
+    # What a loop need not do step by step leaves it, as ops like any other.
+    FISSION,
     # Transposes of the front end meet; what they stood between becomes visible.
     LAYOUT,
     BATCH_NORM_FOLD,
@@ -129,6 +139,9 @@ PIPELINE: tuple[Pass, ...] = (
     CSE,
     # Physical forms: packed weights, reductions as loops run them.
     PACK,
+    # Packing of what a loop only reads moves in front of it.
+    HOIST,
+    LOOPS,
     SPLIT,
     CSE,
     DCE,

@@ -26,6 +26,7 @@ from nir.ops import (
     BitXor,
     Broadcast,
     Cast,
+    CustomVjp,
     Div,
     Eq,
     Ge,
@@ -62,6 +63,12 @@ Out = Sequence[Expr | Value] | None
 def simplify(graph: Graph, target: Target) -> Graph:
     """``graph`` with every rule applied to a fixpoint, in its regions too."""
     return everywhere(graph, lambda g: rewrite(g, RULES))
+
+
+def forward_only(ctx: Context, op: CustomVjp) -> Out:
+    """Differentiation is over: a function with a gradient of its own is the function."""
+    found: Out = op.decompose(ctx.exprs(op.operands))
+    return found
 
 
 def _is(x: Any, number: float) -> bool:
@@ -442,4 +449,5 @@ RULES: Rules = merge_rules(
     {OPS[name]: (constant_right,) for name in COMMUTATIVE if name in OPS},
     _ARITHMETIC,
     MOVEMENT,
+    {CustomVjp: (forward_only,)},
 )

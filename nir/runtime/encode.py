@@ -174,7 +174,7 @@ class _Writer:
                 self._pack("<BIII", _COUNTED, first, body, end)
                 self._dim(trips)
                 self._pack("<B", reverse)
-            case Loop(first, body, end, trips, predicate):
+            case Loop(first, body, end, trips, int(predicate)):
                 self._pack("<BIII", _WHILE, first, body, end)
                 self._pack("<B", trips is not None)
                 if trips is not None:
@@ -350,7 +350,7 @@ class _Decoder:
             input_names=tuple(n for n, _ in self.inputs),
             output_names=tuple(n for n, _ in self.outputs),
             controls=controls,
-            carries=self.many(lambda: Carry(*self.take("<IIII"), self.dim())),
+            carries=self.many(self.carry),
         )
 
     def text(self) -> str:
@@ -391,6 +391,10 @@ class _Decoder:
         offset, nbytes = self.dim(), self.dim()
         moves = self.many(lambda: Move(self.u32(), self.dim()))
         return Buffer(BUFFER_KINDS[kind], index, offset, nbytes, moves)  # type: ignore[arg-type]
+
+    def carry(self) -> Carry:
+        loop, init, result, spare = self.take("<IIII")
+        return Carry(loop, init, result, spare, self.dim())
 
     def control(self) -> Loop | Branch:
         kind, first, second, end = self.take("<BIII")
