@@ -168,6 +168,25 @@ def realize(cells: Iterable[Cell]) -> None:
         wanted = list(lazy.pending_of([*wanted, *updates, *_companions.losses]))
         _companions.updates.clear()
         _companions.losses.clear()
+    prepared = prepare(wanted)
+    outputs = compiled(prepared.graph).run(prepared.graph, prepared.inputs)
+    for cell, out in zip(wanted, outputs, strict=True):
+        cell.data = out
+        if cell.record is not None and (not cell.tracks or cell.record.released):
+            cell.released = cell.record.released
+            cell.record = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Prepared:
+    """A graph that computes pending cells, and the storages of its inputs."""
+
+    graph: Graph
+    inputs: list[Storage]
+
+
+def prepare(wanted: Sequence[Cell]) -> Prepared:
+    """The graph of ``wanted``, which are resolved and pending, and what it reads."""
     records, leaves = lazy.collect(wanted)
     for c in leaves:
         if c.stale is not None:
@@ -184,12 +203,7 @@ def realize(cells: Iterable[Cell]) -> None:
         [c.value for c in wanted],
     )
     data = [c.data for c in inputs.values() if c.data is not None]
-    data += [Storage.from_numpy(a) for _, a in lifted]
-    for cell, out in zip(wanted, compiled(graph).run(graph, data), strict=True):
-        cell.data = out
-        if cell.record is not None and (not cell.tracks or cell.record.released):
-            cell.released = cell.record.released
-            cell.record = None
+    return Prepared(graph, data + [Storage.from_numpy(a) for _, a in lifted])
 
 
 def _nodes(

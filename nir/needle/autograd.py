@@ -17,13 +17,14 @@ import numpy
 
 import nir
 from nir import needle
-from nir.needle import pending
+from nir.needle import deferred, pending
 from nir.needle.backend_selection import NDArray as NDArray
 from nir.needle.backend_selection import all_devices as all_devices
 from nir.needle.backend_selection import array_api as array_api
 from nir.needle.backend_selection import cpu as cpu
 from nir.needle.backend_selection import default_device as default_device
-from nir.needle.store import IS_NUMPY, Store, dtype_name, store_of, wrap
+from nir.needle.deferred import Ref
+from nir.needle.store import IS_NUMPY, Store, store_of, stored, wrap
 
 LAZY_MODE = False  # True: `cached_data` stays None until somebody realises it
 TENSOR_COUNTER = 0  # Values alive
@@ -77,9 +78,9 @@ class Value:
     num_outputs: int
     requires_grad: bool
     _store: Any  # a Store; a tuple of Stores in a TensorTuple; None if not evaluated
-    _args: tuple[nir.Tensor, ...] = ()  # what the op was recorded on
-    _recorded: Any = None  # the nir Tensor (in a TensorTuple, the tuple of them) it gave
-    _tracked: tuple[Any, nir.Tensor] | None = None  # of a leaf: to which gradients flow
+    _args: tuple[Ref, ...] = ()  # the operands of the op when it was applied
+    _result: Any = None  # the Ref (in a TensorTuple, the tuple of them) it gave
+    _tracked: tuple[Ref, Ref] | None = None  # of a leaf: its value, and where gradients end
     _shown = False  # somebody has seen `cached_data`
 
     def _init(
@@ -119,7 +120,7 @@ class Value:
 
     @cached_data.setter
     def cached_data(self, data: Any) -> None:
-        self._recorded = self._tracked = None
+        self._result = self._tracked = None
         self._shown = True
         if data is None:
             self._store = None
@@ -216,8 +217,12 @@ class Tensor(Value):
             same = device == array.device and numpy.dtype(dtype) == numpy.dtype(array.dtype)
             store = array._evaluated() if same else None
             if store is None:
-                value = array.value()
-                store = Store(value.to(numpy.dtype(dtype)) if IS_NUMPY else value, device)
+                (ref,) = deferred.call(
+                    ("to", str(dtype)),
+                    lambda x: (x.to(numpy.dtype(dtype)) if IS_NUMPY else x,),
+                    [array.ref().untracked()],
+                )
+                store = Store(ref, device)
         else:
             store = store_of(array, device, dtype)
         self._init(None, [], cached_data=store, requires_grad=requires_grad)
@@ -225,41 +230,34 @@ class Tensor(Value):
 
     # ---- facts ---------------------------------------------------------------------------------
 
-    def value(self) -> nir.Tensor:
-        """The value as a nir Tensor; gradients flow to it where they are required."""
-        if self._recorded is not None:
-            return self._recorded  # type: ignore[no-any-return]
-        t: nir.Tensor = self._evaluated().value()
-        tracks = self.requires_grad and t.dtype.is_float
-        if t.requires_grad == tracks:
-            return t
-        if self._tracked is None or self._tracked[0] is not t._cell:
-            own = t.detach()
-            self._tracked = (t._cell, own.requires_grad_() if tracks else own)
+    def ref(self) -> Ref:
+        """The value; gradients flow to it where they are required."""
+        if self._result is not None:
+            return self._result  # type: ignore[no-any-return]
+        ref: Ref = self._evaluated().value()
+        if not self.requires_grad or not ref.type.dtype.is_float:
+            return ref
+        if self._tracked is None or self._tracked[0] is not ref:
+            # Gradients end at a value that is there.
+            self._tracked = (ref, deferred.leaf(stored(ref), tracks=True))
         return self._tracked[1]
 
     @property
     def __nir_tensor__(self) -> nir.Tensor:
-        store = self._evaluated()
-        if store.array is not None:
-            store.tensor, store.array = store.value(), None
-        return store.tensor  # type: ignore[no-any-return]
+        ref: Ref = self._evaluated().settle()
+        return deferred.tensor(ref) if ref.data is None else ref.data
 
     @__nir_tensor__.setter
     def __nir_tensor__(self, t: nir.Tensor) -> None:
-        self._store.tensor, self._store.array = t, None
+        self._store.ref, self._store.array = deferred.leaf(t), None
 
     @property
     def shape(self) -> Any:
-        if self._recorded is not None:
-            return self._recorded.shape
-        store = self._evaluated()
-        return store.tensor.shape if store.array is None else store.array.shape
+        return self._evaluated().shape if self._result is None else self._result.type.shape
 
     @property
     def dtype(self) -> Any:
-        store = self._evaluated()
-        return dtype_name(store.tensor) if store.array is None else store.array.dtype
+        return self._evaluated().dtype
 
     @property
     def device(self) -> Any:
@@ -274,11 +272,11 @@ class Tensor(Value):
     def data(self, value: Any) -> None:
         assert isinstance(value, Tensor)
         assert value.dtype == self.dtype, f"{value.dtype} {self.dtype}"
-        self._tracked = self._recorded = None
+        self._result = self._tracked = None
         self._store = value._evaluated()
-        if self._store.tensor is not None:
-            self._store = Store(self._store.tensor.detach(), self._store.device)
-            pending.add_update(self._store.tensor)
+        if self._store.ref is not None:
+            self._store = Store(self._store.ref.untracked(), self._store.device)
+            pending.add_update(self._store.ref)
 
     def detach(self) -> Any:
         """A leaf that shares the value and takes no part in gradients."""
@@ -358,8 +356,8 @@ class Tensor(Value):
 
 def ones_like(t: Tensor) -> Tensor:
     """Ones of the shape, dtype and device of ``t``, as a leaf."""
-    value = t.value()
-    return Tensor.make_const(Store(nir.ones_like(value.detach()), t.device))  # type: ignore[no-any-return]
+    (ref,) = deferred.call(("ones",), lambda x: (nir.ones_like(x),), [t.ref().untracked()])
+    return Tensor.make_const(Store(ref, t.device))  # type: ignore[no-any-return]
 
 
 def find_topo_sort(node_list: Sequence[Value]) -> list[Value]:
@@ -397,7 +395,7 @@ def compute_gradient_of_variables(output_tensor: Any, out_grad: Any) -> None:
     # operands, as in Needle; in nd one walk of nir's takes all gradients.
     if IS_NUMPY or not needle.lowering.backward(output_tensor, out_grad, order):
         _walk(output_tensor, out_grad, order)
-    pending.after_backward(output_tensor.value())
+    pending.after_backward(output_tensor.ref())
 
 
 def _walk(output_tensor: Any, out_grad: Any, order: Sequence[Any]) -> None:

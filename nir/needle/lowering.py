@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import nir
 from nir.frontend import autograd as nir_autograd
 from nir.frontend import lazy
-from nir.needle import pending
+from nir.needle import deferred, pending
 from nir.needle.autograd import Tensor, TensorOp, TensorTuple, TensorTupleOp, Value
 from nir.needle.backend_selection import default_device
+from nir.needle.deferred import Ref
 from nir.needle.store import Store, array_of, wrap
 
 _OWN = __name__.rpartition(".")[0]
+
+
+def key_of(op: Any) -> Hashable:
+    """What ``op`` computes: equal for ops that compute the same. None if that is not known."""
+    parts = [type(op)]
+    for name, value in vars(op).items():
+        parts += (name, _plain(value))
+    key = tuple(parts)
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _plain(value: Any) -> Any:
+    """``value`` so that it can be hashed; 1, 1.0 and True are not the same."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    if isinstance(value, NirOp | NirTupleOp):
+        return key_of(value)
+    return type(value), value
 
 
 class NirOp(TensorOp):
@@ -27,22 +50,22 @@ class NirOp(TensorOp):
         """`lower` on arrays."""
         stores = [wrap(a) for a in arrays]
         device = stores[0].device if stores else default_device()
-        return array_of(self.lower(*[s.value() for s in stores]), device)
+        (ref,) = deferred.call(key_of(self), self._lower, [s.value() for s in stores])
+        return array_of(ref, device)
+
+    def _lower(self, *xs: nir.Tensor) -> tuple[nir.Tensor, ...]:
+        t = self.lower(*xs)
+        # A node has a value of its own.
+        return (t.clone() if any(t._cell is x._cell for x in xs) else t,)
 
     def evaluate(self, node: Value) -> None:
         if type(self).compute is not NirOp.compute:
             super().evaluate(node)  # a subclass computes in its own way
             return
         inputs = node.inputs
-        args = tuple([x.value() for x in inputs])
-        t = self.lower(*args)
-        if any(t._cell is a._cell for a in args):
-            t = t.clone()  # a node of its own
-        node._args, node._recorded = args, t
-        node._store = Store(t, self.device_of(inputs))
-
-    def device_of(self, inputs: Sequence[Any]) -> Any:
-        return inputs[0].device if inputs else default_device()
+        node._args = tuple([x.ref() for x in inputs])
+        (node._result,) = deferred.call(key_of(self), self._lower, node._args)
+        node._store = Store(node._result, inputs[0].device if inputs else default_device())
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
         """nir's vector-Jacobian product, each adjoint a node that can be differentiated again."""
@@ -58,16 +81,16 @@ class NirTupleOp(TensorTupleOp):
     def compute(self, *arrays: Any) -> Any:
         """`lower` on arrays."""
         stores = [wrap(a) for a in arrays]
-        found = self.lower(*[s.value() for s in stores])
-        return tuple(array_of(t, stores[0].device) for t in found)
+        refs = deferred.call(key_of(self), self.lower, [s.value() for s in stores])
+        return tuple(array_of(r, stores[0].device) for r in refs)
 
     def evaluate(self, node: Value) -> None:
         if type(self).compute is not NirTupleOp.compute:
             super().evaluate(node)
             return
-        node._args = tuple([x.value() for x in node.inputs])
-        node._recorded = tuple(self.lower(*node._args))
-        node._store = tuple(Store(t, node.inputs[0].device) for t in node._recorded)
+        node._args = tuple([x.ref() for x in node.inputs])
+        node._result = tuple(deferred.call(key_of(self), self.lower, node._args))
+        node._store = tuple(Store(r, node.inputs[0].device) for r in node._result)
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
         """nir's vector-Jacobian product, each adjoint a node that can be differentiated again."""
@@ -75,13 +98,17 @@ class NirTupleOp(TensorTupleOp):
 
 
 def _pullback_nodes(op: Any, args: list[Any], outputs: int, node: Any) -> tuple[Any, ...]:
-    values = tuple(x.value() for x in args)
-    grads = pullback(op, values[:outputs], values[outputs:])
+    refs = tuple(x.ref() for x in args)
+    grads = deferred.call(
+        None if (key := key_of(op)) is None else ("pullback", key, outputs),
+        lambda *xs: tuple(pullback(op, xs[:outputs], xs[outputs:])),
+        refs,
+    )
     out = []
     for i, g in enumerate(grads):
         value = Tensor.__new__(Tensor)
         value._init(Pullback(op, outputs, i), args)
-        value._args, value._recorded = values, g
+        value._args, value._result = refs, g
         value._store = Store(g, node.inputs[i].device)
         out.append(value if value.requires_grad else value.detach())
     return tuple(out)
@@ -135,29 +162,39 @@ class Gradient(TensorOp):
     does not keep alive the graph it came from.
     """
 
-    def __init__(self, leaves: Sequence[tuple[weakref.ref[Tensor], nir.Tensor]]) -> None:
+    def __init__(self, leaves: Sequence[tuple[weakref.ref[Tensor], Ref]]) -> None:
         self.leaves = leaves
 
-    def inputs(self) -> tuple[list[Tensor], tuple[nir.Tensor, ...]]:
-        alive = [(leaf, t) for ref, t in self.leaves if (leaf := ref()) is not None]
-        return [leaf for leaf, _ in alive], tuple(t for _, t in alive)
+    def inputs(self) -> tuple[list[Tensor], tuple[Ref, ...]]:
+        alive = [(leaf, r) for held, r in self.leaves if (leaf := held()) is not None]
+        return [leaf for leaf, _ in alive], tuple(r for _, r in alive)
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
-        _, args = self.inputs()
-        found = nir_autograd.gradients(
-            node.value()._cell, [a._cell for a in args], out_grad.value()._cell, create_graph=True
-        )
+        _, refs = self.inputs()
         return tuple(
-            _leaf(nir.zeros_like(a.detach()) if c is None else nir.Tensor._of(c), node.device)
-            for a, c in zip(args, found, strict=True)
+            Tensor.make_const(Store(g, node.device))
+            for g in gradients(node.ref(), out_grad.ref(), refs)
         )
+
+
+def gradients(root: Ref, seed: Ref, wrt: Sequence[Ref]) -> list[Ref]:
+    """d root / d r, times ``seed``, for each of ``wrt``, by one walk of nir's."""
+    return deferred.call(("gradient",), _gradients, [root, seed, *wrt], tracks=True)
+
+
+def _gradients(root: nir.Tensor, seed: nir.Tensor, *wrt: nir.Tensor) -> tuple[nir.Tensor, ...]:
+    found = nir_autograd.adjoints(root._cell, [t._cell for t in wrt], seed._cell)
+    return tuple(
+        nir.Tensor._of(found[t._cell]) if t._cell in found else nir.zeros_like(t.detach())
+        for t in wrt
+    )
 
 
 class GradientTensor(Tensor):
     """``grad`` of a node; reading it computes the gradients of all parameters together."""
 
     _family: Sequence[weakref.ref[GradientTensor]] = ()
-    _lazy: Any = None  # the gradient as it was recorded
+    _lazy: Ref | None = None  # the gradient as it was taken
 
     @property
     def inputs(self) -> Any:
@@ -178,18 +215,13 @@ class GradientTensor(Tensor):
     def detach(self) -> Any:
         out: GradientTensor = GradientTensor.__new__(GradientTensor)
         out._init(None, (), cached_data=self._evaluated(), requires_grad=False)
-        out._lazy, out._family = self._recorded, self._family
+        out._lazy, out._family = self._lazy, self._family
         return out
 
     def _run(self) -> None:
-        if self._lazy is not None and self._lazy._cell.is_pending:
-            family = [g._lazy for ref in self._family if (g := ref()) is not None]
-            pending.run([self._lazy, *family])
-
-
-def _leaf(t: nir.Tensor, device: Any) -> Tensor:
-    out: Tensor = Tensor.make_const(Store(t, device))
-    return out
+        if self._lazy is not None and self._lazy.data is None:
+            family = [g._lazy for held in self._family if (g := held()) is not None]
+            pending.run([self._lazy, *(r for r in family if r is not None)])
 
 
 _known: dict[type, bool] = {}
@@ -215,25 +247,26 @@ def backward(output: Any, out_grad: Any, order: Sequence[Any]) -> bool:
     for node in order:
         if node.op is not None and not (_is_own(node.op) and _is_current(node)):
             return False
-        if node.requires_grad and isinstance(node, Tensor) and not node.value().dtype.is_float:
+        if node.requires_grad and isinstance(node, Tensor) and not node.ref().type.dtype.is_float:
             return False  # Needle differentiates integers too
-    root, seed = output.value(), out_grad.value()
-    if seed.shape != root.shape or seed.dtype != root.dtype:
+    root, seed = output.ref(), out_grad.ref()
+    if seed.type.shape != root.type.shape or seed.type.dtype != root.type.dtype:
         return False
-    cells = {id(n): _cells(n) for n in order}
-    wanted = list(dict.fromkeys(c for found in cells.values() for c in found if c.dtype.is_float))
-    with lazy.enable_grad():
-        found = nir_autograd.adjoints(root._cell, wanted, seed._cell)
-    leaves = [(weakref.ref(n), n.value()) for n in order if n.op is None and isinstance(n, Tensor)]
+    refs = {id(n): _refs(n) for n in order}
+    wanted = list(dict.fromkeys(r for own in refs.values() for r in own if r.type.dtype.is_float))
+    found = dict(zip(wanted, gradients(root, seed, wanted), strict=True))
+    leaves = [(weakref.ref(n), n.ref()) for n in order if n.op is None and isinstance(n, Tensor)]
     op = Gradient(leaves)
     family: list[weakref.ref[GradientTensor]] = []
     for node in order:
-        grads = [found.get(c) for c in cells[id(node)]]
+        grads = [found.get(r) for r in refs[id(node)]]
         if isinstance(node, TensorTuple):
             node.grad = _tuple_of(node, grads)  # type: ignore[attr-defined]
         elif grads[0] is not None:
-            grad = _gradient(op, nir.Tensor._of(grads[0]), node.device)
-            grad._family = family
+            grad: GradientTensor = GradientTensor.__new__(GradientTensor)
+            grad._init(op, (), requires_grad=True)
+            grad._result = grad._lazy = grads[0]
+            grad._store, grad._family = Store(grads[0], node.device), family
             node.grad = grad
             if node._is_parameter:
                 family.append(weakref.ref(grad))
@@ -241,38 +274,24 @@ def backward(output: Any, out_grad: Any, order: Sequence[Any]) -> bool:
     return True
 
 
-def _gradient(op: Gradient, t: nir.Tensor, device: Any) -> GradientTensor:
-    out: GradientTensor = GradientTensor.__new__(GradientTensor)
-    out._init(op, (), requires_grad=True)
-    out._recorded, out._lazy, out._store = t, t, Store(t, device)
-    return out
-
-
 def _tuple_of(node: TensorTuple, grads: Sequence[Any]) -> Any:
-    stores = [
-        Store(nir.zeros_like(t.detach()) if g is None else nir.Tensor._of(g), s.device)
-        for t, g, s in zip(node._recorded, grads, node._evaluated(), strict=True)
-    ]
+    stores = [Store(g, s.device) for g, s in zip(grads, node._evaluated(), strict=True)]
     return TensorTuple.make_const(stores)
 
 
-def _cells(node: Any) -> list[lazy.Cell]:
-    if isinstance(node, TensorTuple):
-        return [t._cell for t in node._recorded]
-    return [node.value()._cell]
+def _refs(node: Any) -> tuple[Ref, ...]:
+    return tuple(node._result) if isinstance(node, TensorTuple) else (node.ref(),)
 
 
 def _is_current(node: Any) -> bool:
-    """Whether the operands of ``node`` are still what it was recorded on."""
-    if node._recorded is None:
+    """Whether the operands of ``node`` are still what its op was applied to."""
+    if node._result is None:
         return False
     if isinstance(node.op, Gradient):
-        return all(x.value()._cell is a._cell for x, a in zip(*node.op.inputs(), strict=True))
-    own: list[lazy.Cell] = []
+        return all(x.ref() is r for x, r in zip(*node.op.inputs(), strict=True))
+    own: list[Ref] = []
     for x in node.inputs:
-        if isinstance(x, TensorTuple) and x._recorded is None:
+        if isinstance(x, TensorTuple) and x._result is None:
             return False
-        own += _cells(x)
-    return len(own) == len(node._args) and all(
-        c is a._cell for c, a in zip(own, node._args, strict=True)
-    )
+        own += _refs(x)
+    return len(own) == len(node._args) and all(r is a for r, a in zip(own, node._args, strict=True))

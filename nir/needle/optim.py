@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 import nir
-from nir.needle import pending
+from nir.needle import deferred, pending
 from nir.needle.autograd import Tensor
+from nir.needle.deferred import Ref
 from nir.needle.store import Store
 
 
@@ -44,31 +45,32 @@ def _running(step: Any) -> Any:
     return run
 
 
-def _grads(params: Sequence[Any]) -> list[tuple[Any, nir.Tensor, nir.Tensor]]:
+def _grads(params: Sequence[Any]) -> list[tuple[Any, Ref, Ref]]:
     """(parameter, its value, its gradient) where there is one."""
     given = [(p, getattr(p, "grad", None)) for p in params]
-    return [
-        (p, v := p.value().detach(), g.value().detach().to(v.dtype))
-        for p, g in given
-        if g is not None
-    ]
+    return [(p, p.ref().untracked(), g.ref().untracked()) for p, g in given if g is not None]
 
 
-def _slot(slots: dict[Any, Any], p: Any) -> nir.Tensor:
+def _slot(slots: dict[Any, Any], p: Any) -> Ref:
     """The state of ``p``, zeros at first."""
     if p not in slots:
-        zeros = np.zeros(tuple(p.shape), p.value().dtype.numpy)
-        slots[p] = Tensor.make_const(Store(nir.Tensor(zeros), p.device))
-    return slots[p].value().detach()  # type: ignore[no-any-return]
+        zeros = np.zeros(tuple(p.shape), p.ref().type.dtype.numpy)
+        slots[p] = Tensor.make_const(Store(deferred.leaf(nir.Tensor(zeros)), p.device))
+    return slots[p].ref()  # type: ignore[no-any-return]
 
 
-def _keep(slots: dict[Any, Any], p: Any, value: nir.Tensor) -> None:
+def _keep(slots: dict[Any, Any], p: Any, value: Ref) -> None:
     slots[p] = Tensor.make_const(Store(value, p.device))
     pending.add_update(value)
 
 
-def _assign(p: Any, value: nir.Tensor) -> None:
+def _assign(p: Any, value: Ref) -> None:
     p.data = Tensor.make_const(Store(value, p.device))
+
+
+def _number(x: float, p: Ref) -> Ref:
+    """A number that may change from step to step."""
+    return deferred.leaf(nir.Tensor(np.asarray(x, p.type.dtype.numpy)))
 
 
 class SGD(Optimizer):
@@ -86,24 +88,41 @@ class SGD(Optimizer):
         self.u: dict[Any, Any] = {}
 
     def step(self) -> None:
-        m = self.momentum
+        m, wd = self.momentum, self.weight_decay
+        key, rule = ("sgd", m, wd), functools.partial(_sgd, m=m, wd=wd)
         for p, value, g in _grads(self.params):
-            if self.weight_decay:
-                g = g + self.weight_decay * value
-            if m:
-                g = m * _slot(self.u, p) + (1 - m) * g
-                _keep(self.u, p, g)
-            _assign(p, value - self.lr * g)
+            slots = [_slot(self.u, p)] if m else []
+            new, *u = deferred.call(key, rule, [value, g, _number(self.lr, value), *slots])
+            if u:
+                _keep(self.u, p, u[0])
+            _assign(p, new)
 
     def clip_grad_norm(self, max_norm: float = 0.25) -> None:
         """Scale all gradients by max_norm / (their joint norm + 1e-6), where that is below 1."""
         found = _grads(self.params)
-        if not found:
-            return
-        total = sum((g * g).sum() for _, _, g in found)
-        scale = nir.minimum(max_norm / (nir.sqrt(total) + 1e-6), 1.0)  # type: ignore[arg-type]
-        for p, _, g in found:
-            p.grad = Tensor.make_const(Store(g * scale, p.device))
+        rule = functools.partial(_clip, max_norm=max_norm)
+        clipped = deferred.call(("clip", max_norm), rule, [g for _, _, g in found])
+        for (p, _, _), g in zip(found, clipped, strict=True):
+            p.grad = Tensor.make_const(Store(g, p.device))
+
+
+def _sgd(
+    p: nir.Tensor, g: nir.Tensor, lr: nir.Tensor, *u: nir.Tensor, m: float, wd: float
+) -> tuple[nir.Tensor, ...]:
+    g = g.to(p.dtype) + wd * p if wd else g.to(p.dtype)
+    if not u:
+        return (p - lr * g,)
+    new = m * u[0] + (1 - m) * g
+    return p - lr * new, new
+
+
+def _clip(*grads: nir.Tensor, max_norm: float) -> tuple[nir.Tensor, ...]:
+    if not grads:
+        return ()
+    squares = [(g * g).sum() for g in grads]
+    norm = nir.sqrt(sum(squares[1:], squares[0]))
+    scale = nir.minimum(max_norm / (norm + 1e-6), 1.0)
+    return tuple(g * scale for g in grads)
 
 
 class Adam(Optimizer):
@@ -131,12 +150,23 @@ class Adam(Optimizer):
     def step(self) -> None:
         self.t += 1
         b1, b2 = self.beta1, self.beta2
-        c1, c2 = 1 - b1**self.t, 1 - b2**self.t
+        options: dict[str, Any] = {"b1": b1, "b2": b2, "eps": self.eps, "wd": self.weight_decay}
+        key, rule = ("adam", *options.values()), functools.partial(_adam, **options)
+        changing = (self.lr, 1 - b1**self.t, 1 - b2**self.t)
         for p, value, g in _grads(self.params):
-            if self.weight_decay:
-                g = g + self.weight_decay * value
-            m = b1 * _slot(self.m, p) + (1 - b1) * g
-            v = b2 * _slot(self.v, p) + (1 - b2) * (g * g)
+            numbers = [_number(x, value) for x in changing]
+            state = [_slot(self.m, p), _slot(self.v, p)]
+            new, m, v = deferred.call(key, rule, [value, g, *state, *numbers])
             _keep(self.m, p, m)
             _keep(self.v, p, v)
-            _assign(p, value - self.lr * (m / c1) / (nir.sqrt(v / c2) + self.eps))
+            _assign(p, new)
+
+
+def _adam(
+    p: nir.Tensor, g: nir.Tensor, m: nir.Tensor, v: nir.Tensor, lr: nir.Tensor, c1: nir.Tensor,
+    c2: nir.Tensor, *, b1: float, b2: float, eps: float, wd: float,
+) -> tuple[nir.Tensor, ...]:  # fmt: skip
+    g = g.to(p.dtype) + wd * p if wd else g.to(p.dtype)
+    m = b1 * m + (1 - b1) * g
+    v = b2 * v + (1 - b2) * (g * g)
+    return p - lr * (m / c1) / (nir.sqrt(v / c2) + eps), m, v

@@ -1,9 +1,9 @@
-"""What has been recorded and not yet run, and when it runs.
+"""What runs together.
 
-Values of the face are nir Tensors that nir's front end records. They run when somebody looks at
-one, when an optimiser has stepped, and at the latest at the next `backward`, always together with
-the updates of parameters and running statistics made since and with what models returned. So a
-training loop runs one program a step, and its structure is the same in each.
+Values of the face run when somebody looks at one, when an optimiser has stepped, and at the latest
+at the next `backward`, always together with the updates of parameters and running statistics made
+since and with what models returned. So a training loop runs one program a step, and its structure
+is the same in each.
 """
 
 from __future__ import annotations
@@ -11,62 +11,58 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 
-import nir
-from nir.frontend import flush, lazy
-from nir.frontend.lazy import Cell
+from nir.frontend import lazy
+from nir.needle import deferred
+from nir.needle.deferred import Ref
 
-_updates: weakref.WeakSet[Cell] = weakref.WeakSet()  # new values of leaves
-_statistics: weakref.WeakSet[Cell] = weakref.WeakSet()  # made by a forward pass
-_outputs: weakref.WeakSet[Cell] = weakref.WeakSet()  # results of models
+_updates: weakref.WeakSet[Ref] = weakref.WeakSet()  # new values of leaves
+_others: weakref.WeakSet[Ref] = weakref.WeakSet()  # running statistics, results, losses
 _last_backward = 0
 
 
-def add_update(t: nir.Tensor, statistic: bool = False) -> None:
-    """Let ``t``, the new value of a leaf, run with whatever runs next."""
-    if lazy.tracing() is None and t._cell.is_pending:
-        (_statistics if statistic else _updates).add(lazy.resolve(t._cell))
+def add_update(ref: Ref) -> None:
+    """Let ``ref``, the new value of a leaf, run with whatever runs next."""
+    if ref.data is None and lazy.tracing() is None:
+        _updates.add(ref)
 
 
-def add_output(t: nir.Tensor) -> None:
-    """Let ``t``, which a model returned, run with whatever runs next: users look at these."""
-    if lazy.tracing() is None and t._cell.is_pending:
-        _outputs.add(lazy.resolve(t._cell))
+def add_result(ref: Ref) -> None:
+    """Let ``ref``, which a forward pass made and users look at, run with whatever runs next."""
+    if ref.data is None and lazy.tracing() is None:
+        _others.add(ref)
 
 
-def run(tensors: Iterable[nir.Tensor]) -> None:
-    """Store the values of ``tensors``, and all updates. While a function is traced: nothing."""
-    cells = [t._cell for t in tensors]
-    if lazy.tracing() is None and any(c.is_pending for c in cells):
-        _run(cells, [*_updates, *_statistics, *_outputs])
+def run(refs: Iterable[Ref]) -> None:
+    """Store the values of ``refs``, and all that waits. While a function is traced: nothing."""
+    refs = [r for r in refs if r.data is None]
+    if refs and lazy.tracing() is None:
+        _run([*_updates, *_others], refs)
 
 
 def run_updates() -> None:
-    """Run all updates: what an optimiser does after its step."""
+    """Run all that waits: what an optimiser does after its step."""
     if lazy.tracing() is None:
-        _run([], [*_updates, *_statistics, *_outputs])
+        _run([*_updates, *_others], [])
 
 
-def _run(cells: list[Cell], updates: list[Cell]) -> None:
-    updates.sort(key=lambda c: c.born)  # one order, so that the programs of all steps are one
-    _updates.difference_update(updates)
-    _statistics.difference_update(updates)
-    _outputs.difference_update(updates)
-    flush.realize([*cells, *updates])
+def _run(waiting: list[Ref], refs: list[Ref]) -> None:
+    waiting.sort(key=lambda r: r.number)  # one order, so that the programs of all steps are one
+    _updates.difference_update(waiting)
+    _others.difference_update(waiting)
+    deferred.run([*waiting, *refs])
 
 
 def before_backward() -> None:
     """Run the updates of earlier steps, so that loops that never look stay bounded.
 
-    Statistics of the step that is under way wait for its end.
+    What the forward pass of the step under way has made waits for the end of the step.
     """
-    if lazy.tracing() is None and (_updates or _statistics):
-        older = [c for c in (*_statistics, *_outputs) if c.born < _last_backward]
-        _run([], [*_updates, *older])
+    if lazy.tracing() is None and (_updates or _others):
+        _run([*_updates, *(r for r in _others if r.number < _last_backward)], [])
 
 
-def after_backward(loss: nir.Tensor) -> None:
+def after_backward(loss: Ref) -> None:
     """Note a `backward`; the value of ``loss`` is computed along with what runs next."""
     global _last_backward
-    if lazy.tracing() is None:
-        flush.add_loss(loss._cell)
-        _last_backward = lazy.fresh(loss.type).id
+    add_result(loss)
+    _last_backward = Ref(loss.type).number

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 import nir
-from nir.needle import pending
 
 _ITEM = 4  # bytes of a float32
 
@@ -45,7 +44,6 @@ class Array:
         """The memory itself: what is written into it is the value from now on."""
         if self._array is None:
             assert self._tensor is not None
-            pending.run([self._tensor])
             self._array, self._tensor = self._tensor.numpy().reshape(-1), None
         return self._array
 

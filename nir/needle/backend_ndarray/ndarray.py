@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 import numpy as np
 
 import nir
-from nir.needle import pending
 from nir.needle.backend_ndarray import device as devices
 from nir.needle.backend_ndarray.device import BackendDevice, default_device
 from nir.needle.backend_ndarray.handle import Array, compact_strides, view
@@ -136,9 +135,7 @@ class NDArray:
         """A numpy array of the values, in memory of its own."""
         if self._handle.tensor is None:
             return np.array(self._view())
-        tensor = self.tensor()
-        pending.run([tensor])
-        return tensor.numpy()
+        return self.tensor().numpy()
 
     def fill(self, value: float) -> None:
         """Set all elements."""

@@ -8,9 +8,10 @@ import numpy as np
 
 import nir
 from nir.frontend import lazy
+from nir.needle import deferred
 from nir.needle.autograd import Tensor
 from nir.needle.backend_selection import cpu
-from nir.needle.store import IS_NUMPY, Store
+from nir.needle.store import IS_NUMPY, Store, of_tensor
 
 
 def _draw(normal: bool, shape: tuple[Any, ...]) -> Any:
@@ -30,7 +31,7 @@ def _scaled(array: Any, by: float, shift: float) -> Any:
 def _tensor(array: Any, device: Any, dtype: Any, requires_grad: bool) -> Tensor:
     if isinstance(array, nir.Tensor):
         device = cpu() if device is None else device
-        array = array.to(np.dtype(dtype)) if IS_NUMPY else array
+        array = array.to(np.dtype(dtype) if IS_NUMPY else nir.float32)
     return Tensor(array, device=device, dtype=dtype, requires_grad=requires_grad)
 
 
@@ -71,7 +72,7 @@ def constant(
     device = cpu() if device is None else device
     if lazy.tracing() is not None:
         kind = nir.float32 if not IS_NUMPY else np.dtype(dtype)
-        made = Store(nir.full(shape, c, dtype=kind), device)
+        made = Store(of_tensor(nir.full(shape, c, dtype=kind)), device)
         out: Tensor = Tensor.make_const(made, requires_grad=requires_grad)
         return out
     array = np.full(shape, c, dtype=dtype if IS_NUMPY else np.float32)
@@ -107,9 +108,13 @@ def one_hot(
 ) -> Tensor:
     """(*i.shape, n): 1 at the index that ``i`` holds, else 0; an index outside gives all 0."""
     device = cpu() if device is None else device
-    at = i.value().detach().to(nir.int64)
-    hot = (at.unsqueeze(-1) == nir.arange(n)).to(np.dtype(dtype) if IS_NUMPY else nir.float32)
-    out: Tensor = Tensor.make_const(Store(hot, device), requires_grad=requires_grad)
+    kind = np.dtype(dtype) if IS_NUMPY else np.dtype(np.float32)
+
+    def hot(x: nir.Tensor) -> tuple[nir.Tensor, ...]:
+        return ((x.to(nir.int64).unsqueeze(-1) == nir.arange(n)).to(kind),)
+
+    (ref,) = deferred.call(("one_hot", n, kind.name), hot, [i.ref().untracked()])
+    out: Tensor = Tensor.make_const(Store(ref, device), requires_grad=requires_grad)
     return out
 
 

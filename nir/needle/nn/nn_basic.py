@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import nir
 from nir.frontend.nn import functional as F
-from nir.needle import init, ops, pending
+from nir.needle import deferred, init, ops, pending
 from nir.needle.autograd import Tensor, TensorTuple
-from nir.needle.lowering import NirOp
+from nir.needle.lowering import NirOp, NirTupleOp
 from nir.needle.ops.ops_mathematic import together
 from nir.needle.store import IS_NUMPY, Store
 
@@ -108,8 +109,8 @@ _inside = _Inside()
 def _note_outputs(x: Any) -> None:
     match x:
         case Tensor():
-            if x._recorded is not None:
-                pending.add_output(x._recorded)
+            if x._result is not None:
+                pending.add_result(x._result)
         case tuple() | list():
             for part in x:
                 _note_outputs(part)
@@ -122,9 +123,9 @@ def _wrapped(x: Any) -> Any:
 def _unwrapped(x: Any) -> Any:
     match x:
         case Tensor():
-            return x.value()
+            return deferred.tensor(x.ref())
         case TensorTuple():
-            return tuple(t.value() for t in x)
+            return tuple(deferred.tensor(t.ref()) for t in x)
         case tuple() | list():
             return type(x)(map(_unwrapped, x))
         case _:
@@ -132,19 +133,26 @@ def _unwrapped(x: Any) -> Any:
 
 
 class Lowered(NirOp):
-    """An op that computes ``fn`` of its operands; a layer in one node."""
+    """An op that computes ``fn(*operands, **options)``; a layer in one node.
 
-    def __init__(self, fn: Callable[..., nir.Tensor]) -> None:
-        self.fn = fn
+    ``fn`` is a function of a module: that it is the same function says that it does the same.
+    """
+
+    def __init__(self, fn: Callable[..., nir.Tensor], **options: Any) -> None:
+        self.fn, self.options = fn, tuple(options.items())
 
     def lower(self, *xs: nir.Tensor) -> nir.Tensor:
-        return self.fn(*together(*xs))
+        return self.fn(*xs, **dict(self.options))
 
 
-def set_statistic(held: Tensor, value: nir.Tensor) -> None:
-    """Give ``held``, a running statistic, a new value that runs with the step it comes from."""
-    held.cached_data = Store(value, held.device)
-    pending.add_update(value, statistic=True)
+class LoweredTuple(NirTupleOp):
+    """`Lowered` for functions of several results."""
+
+    def __init__(self, fn: Callable[..., tuple[nir.Tensor, ...]], **options: Any) -> None:
+        self.fn, self.options = fn, tuple(options.items())
+
+    def lower(self, *xs: nir.Tensor) -> tuple[nir.Tensor, ...]:
+        return self.fn(*xs, **dict(self.options))
 
 
 class Identity(Module):
@@ -183,7 +191,11 @@ class Flatten(Module):
     """(B, ...) -> (B, product of the rest)."""
 
     def forward(self, X: Any) -> Any:
-        return Lowered(lambda x: x.flatten(1))(X)
+        return Lowered(_flatten)(X)
+
+
+def _flatten(x: nir.Tensor) -> nir.Tensor:
+    return x.flatten(1)
 
 
 class ReLU(Module):
@@ -213,13 +225,12 @@ class SoftmaxLoss(Module):
     """The mean over the batch of logsumexp(z) - z_y, for logits (B, C) and labels (B,)."""
 
     def forward(self, logits: Any, y: Any) -> Any:
-        labels = y.value().detach().to(nir.int64)
+        return Lowered(_softmax_loss)(logits, y)
 
-        def loss(z: nir.Tensor) -> nir.Tensor:
-            mean = F.cross_entropy(z, labels)
-            return mean if IS_NUMPY else mean.reshape(1)
 
-        return Lowered(loss)(logits)
+def _softmax_loss(logits: nir.Tensor, y: nir.Tensor) -> nir.Tensor:
+    mean = F.cross_entropy(logits, y.to(nir.int64))
+    return mean if IS_NUMPY else mean.reshape(1)
 
 
 class BatchNorm1d(Module):
@@ -245,22 +256,33 @@ class BatchNorm1d(Module):
         self.running_var = init.ones(dim, **kind)
 
     def forward(self, x: Any) -> Any:
-        eps = self.eps
+        running = (self.running_mean, self.running_var)
         if not self.training:
-            return Lowered(lambda x, w, b, m, v: F.batch_norm(x, m, v, w, b, eps=eps))(
-                x, self.weight, self.bias, self.running_mean, self.running_var
-            )
-        found: list[nir.Tensor] = []
-
-        def normalise(x: nir.Tensor, w: nir.Tensor, b: nir.Tensor) -> nir.Tensor:
-            y, *found[:] = F.batch_norm_stats(x, w, b, eps)
-            return y
-
-        y = Lowered(normalise)(x, self.weight, self.bias)
-        for held, batch in zip((self.running_mean, self.running_var), found, strict=True):
-            old = held.value().detach()
-            set_statistic(held, (1 - self.momentum) * old + self.momentum * batch.detach())
+            return Lowered(_by_running, eps=self.eps)(x, self.weight, self.bias, *running)
+        y, *found = LoweredTuple(_by_batch, eps=self.eps)(x, self.weight, self.bias)
+        for held, batch in zip(running, found, strict=True):
+            refs = [held.ref().untracked(), batch.ref().untracked()]
+            key = ("running", self.momentum)
+            (new,) = deferred.call(key, functools.partial(_running, m=self.momentum), refs)
+            held.cached_data = Store(new, held.device)
+            pending.add_result(new)
         return y
+
+
+def _by_running(
+    x: nir.Tensor, w: nir.Tensor, b: nir.Tensor, m: nir.Tensor, v: nir.Tensor, eps: float
+) -> nir.Tensor:
+    x, w, b, m, v = together(x, w, b, m, v)
+    return F.batch_norm(x, m, v, w, b, eps=eps)
+
+
+def _by_batch(x: nir.Tensor, w: nir.Tensor, b: nir.Tensor, eps: float) -> tuple[nir.Tensor, ...]:
+    x, w, b = together(x, w, b)
+    return F.batch_norm_stats(x, w, b, eps)
+
+
+def _running(old: nir.Tensor, batch: nir.Tensor, m: float) -> tuple[nir.Tensor, ...]:
+    return (((1 - m) * old + m * batch).to(old.dtype),)
 
 
 class BatchNorm2d(BatchNorm1d):
@@ -279,16 +301,16 @@ class LayerNorm1d(Module):
         self.bias = Parameter(init.zeros(dim, device=device, dtype=dtype))
 
     def forward(self, x: Any) -> Any:
-        dim, eps = self.dim, self.eps
+        return Lowered(_layer_norm, eps=self.eps)(x, self.weight, self.bias)
 
-        def normalise(x: nir.Tensor, w: nir.Tensor, b: nir.Tensor) -> nir.Tensor:
-            if not IS_NUMPY:
-                return F.layer_norm(x, (dim,), w, b, eps)
-            # Short rows lose most digits to cancellation.
-            wide = [t.to(nir.float64) for t in (x, w, b)]
-            return F.layer_norm(wide[0], (dim,), wide[1], wide[2], eps).to(x.dtype)
 
-        return Lowered(normalise)(x, self.weight, self.bias)
+def _layer_norm(x: nir.Tensor, w: nir.Tensor, b: nir.Tensor, eps: float) -> nir.Tensor:
+    x, w, b = together(x, w, b)
+    if not IS_NUMPY:
+        return F.layer_norm(x, tuple(w.shape), w, b, eps)  # type: ignore[arg-type]
+    # Short rows lose most digits to cancellation.
+    wide = [t.to(nir.float64) for t in (x, w, b)]
+    return F.layer_norm(wide[0], tuple(w.shape), wide[1], wide[2], eps).to(x.dtype)  # type: ignore[arg-type]
 
 
 class Dropout(Module):

@@ -49,19 +49,20 @@ class Conv(Module):
             self.bias = Parameter(init.rand(out_channels, low=-bound, high=bound, **kind))
 
     def forward(self, x: Any) -> Any:
-        s, p = self.stride, self.padding
+        operands = (x, self.weight) if self.bias is None else (x, self.weight, self.bias)
+        return Lowered(_convolve, stride=self.stride, padding=self.padding)(*operands)
 
-        def convolve(x: nir.Tensor, w: nir.Tensor, b: nir.Tensor | None = None) -> nir.Tensor:
-            y: nir.Tensor = apply(
-                nir_ops.Conv2d,
-                x.permute(0, 2, 3, 1),
-                w,
-                stride=(s, s),
-                padding=((p, p), (p, p)),
-                dilation=(1, 1),
-                groups=1,
-            )
-            return (y if b is None else y + b).permute(0, 3, 1, 2)
 
-        given = (x, self.weight) if self.bias is None else (x, self.weight, self.bias)
-        return Lowered(convolve)(*given)
+def _convolve(
+    x: nir.Tensor, w: nir.Tensor, b: nir.Tensor | None = None, *, stride: int, padding: int
+) -> nir.Tensor:
+    y: nir.Tensor = apply(
+        nir_ops.Conv2d,
+        x.permute(0, 2, 3, 1),
+        w,
+        stride=(stride, stride),
+        padding=((padding, padding), (padding, padding)),
+        dilation=(1, 1),
+        groups=1,
+    )
+    return (y if b is None else y + b).permute(0, 3, 1, 2)

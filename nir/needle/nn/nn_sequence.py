@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import nir
 from nir.frontend.nn import functional as F
 from nir.needle import init, ops
 from nir.needle.autograd import Tensor
-from nir.needle.lowering import NirTupleOp
-from nir.needle.nn.nn_basic import Lowered, Module, Parameter
+from nir.needle.nn.nn_basic import Lowered, LoweredTuple, Module, Parameter
 from nir.needle.ops.ops_mathematic import together
-
-NONLINEARITIES = {"tanh": nir.Tensor.tanh, "relu": nir.Tensor.relu}
-
-
-class LoweredTuple(NirTupleOp):
-    """An op of several results that computes ``fn`` of its operands; a layer in one node."""
-
-    def __init__(self, fn: Callable[..., tuple[nir.Tensor, ...]]) -> None:
-        self.fn = fn
-
-    def lower(self, *xs: nir.Tensor) -> tuple[nir.Tensor, ...]:
-        return self.fn(*together(*xs))
 
 
 class Sigmoid(Module):
     """1 / (1 + exp(-x))."""
 
     def forward(self, x: Any) -> Any:
-        return Lowered(lambda x: x.sigmoid())(x)
+        return Lowered(nir.Tensor.sigmoid)(x)
 
 
 class _Cell(Module):
@@ -63,10 +50,6 @@ class _Cell(Module):
     def zeros(self, batch: int, like: Any) -> Any:
         return init.zeros(batch, self.hidden_size, device=like.device, dtype=like.dtype)
 
-    def step(self) -> Callable[..., Any]:
-        """(state, x W_ih + biases, W_hh) -> (new state, output)."""
-        raise NotImplementedError
-
 
 def _projected(x: nir.Tensor, w_ih: nir.Tensor, biases: Sequence[nir.Tensor]) -> nir.Tensor:
     """The part of the gates that does not depend on the state."""
@@ -89,30 +72,14 @@ class RNNCell(_Cell):
         dtype: Any = "float32",
     ) -> None:
         super().__init__(input_size, hidden_size, bias, device, dtype)
-        if nonlinearity not in NONLINEARITIES:
+        if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"expected a nonlinearity 'tanh' or 'relu', got {nonlinearity!r}")
         self.nonlinearity = nonlinearity
 
-    def step(self) -> Callable[..., Any]:
-        fn = NONLINEARITIES[self.nonlinearity]
-
-        def step(state: Any, x: nir.Tensor, w_hh: nir.Tensor) -> Any:
-            h = fn(x + state[0] @ w_hh)
-            return (h,), h
-
-        return step
-
     def forward(self, X: Any, h: Any = None) -> Any:
         h = self.zeros(X.shape[0], X) if h is None else h
-        step = self.step()
-
-        def cell(
-            x: nir.Tensor, h: nir.Tensor, wi: nir.Tensor, wh: nir.Tensor, *b: nir.Tensor
-        ) -> nir.Tensor:
-            out: nir.Tensor = step((h,), _projected(x, wi, b), wh)[1]
-            return out
-
-        return Lowered(cell)(X, h, *self.weights())
+        op = LoweredTuple(_run_cell, kind=self.nonlinearity)
+        return op(X, h, *self.weights())[0]
 
 
 class LSTMCell(_Cell):
@@ -131,46 +98,60 @@ class LSTMCell(_Cell):
     ) -> None:
         super().__init__(input_size, hidden_size, bias, device, dtype)
 
-    def step(self) -> Callable[..., Any]:
-        def step(state: Any, x: nir.Tensor, w_hh: nir.Tensor) -> Any:
-            h, c = state
-            i, f, g, o = (x + h @ w_hh).chunk(4, -1)
-            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            h = o.sigmoid() * c.tanh()
-            return (h, c), h
-
-        return step
-
     def forward(self, X: Any, h: Any = None) -> Any:
         state = (self.zeros(X.shape[0], X), self.zeros(X.shape[0], X)) if h is None else h
-        step = self.step()
-
-        def cell(
-            x: nir.Tensor, h: nir.Tensor, c: nir.Tensor, wi: nir.Tensor, wh: nir.Tensor,
-            *b: nir.Tensor,
-        ) -> tuple[nir.Tensor, ...]:  # fmt: skip
-            out: tuple[nir.Tensor, ...] = step((h, c), _projected(x, wi, b), wh)[0]
-            return out
-
-        return LoweredTuple(cell)(X, *state, *self.weights()).tuple()
+        return LoweredTuple(_run_cell, kind="lstm")(X, *state, *self.weights()).tuple()
 
 
-def run_layer(cell: _Cell, X: Any, state: Sequence[Any]) -> tuple[Any, list[Any]]:
+# ---- what cells and layers compute -------------------------------------------------------------
+
+
+def _step(kind: str, state: Sequence[nir.Tensor], x: nir.Tensor, w: nir.Tensor) -> Any:
+    """The next state, whose first part is the output; ``x`` is the input's part of the gates."""
+    gates = x + state[0] @ w
+    match kind:
+        case "tanh":
+            return (gates.tanh(),)
+        case "relu":
+            return (gates.relu(),)
+        case _:
+            i, f, g, o = gates.chunk(4, -1)
+            c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+            return o.sigmoid() * c.tanh(), c
+
+
+def _run_cell(x: nir.Tensor, *rest: nir.Tensor, kind: str) -> tuple[nir.Tensor, ...]:
+    """(x, *state, W_ih, W_hh, *biases) -> state."""
+    x, *rest = together(x, *rest)  # type: ignore[assignment]
+    count = 2 if kind == "lstm" else 1
+    state, (wi, wh, *biases) = rest[:count], rest[count:]
+    return tuple(_step(kind, state, _projected(x, wi, biases), wh))
+
+
+def _run_layer(x: nir.Tensor, *rest: nir.Tensor, kind: str) -> tuple[nir.Tensor, ...]:
+    """(x (T, B, in), *state, W_ih, W_hh, *biases) -> (outputs, *state)."""
+    x, *rest = together(x, *rest)  # type: ignore[assignment]
+    count = 2 if kind == "lstm" else 1
+    state, (wi, wh, *biases) = tuple(rest[:count]), rest[count:]
+    xs = _projected(x, wi, biases)
+
+    def body(carry: Any, x: nir.Tensor) -> Any:
+        new = _step(kind, carry, x, wh)
+        return new, new[0]
+
+    if x.shape[0] == 1:
+        last, out = body(state, xs[0])
+        return (out.unsqueeze(0), *last)
+    last, out = nir.scan(body, state, xs)
+    return (out, *last)
+
+
+def run_layer(cell: Any, X: Any, state: Sequence[Any]) -> tuple[Any, list[Any]]:
     """(outputs (T, B, h), last state) of ``cell`` along X (T, B, in), as one node."""
-    if "forward" in vars(type(cell)) and type(cell) not in (RNNCell, LSTMCell):
+    if type(cell) not in (RNNCell, LSTMCell):
         return _run_steps(cell, X, state)
-    count, step = len(state), cell.step()
-
-    def layer(x: nir.Tensor, *rest: nir.Tensor) -> tuple[nir.Tensor, ...]:
-        first, (wi, wh, *biases) = rest[:count], rest[count:]
-        xs = _projected(x, wi, biases)
-        if x.shape[0] == 1:
-            last, out = step(first, xs[0], wh)
-            return (out.unsqueeze(0), *last)
-        last, out = nir.scan(lambda carry, x: step(carry, x, wh), first, xs)
-        return (out, *last)
-
-    out, *last = LoweredTuple(layer)(X, *state, *cell.weights())
+    kind = "lstm" if isinstance(cell, LSTMCell) else cell.nonlinearity
+    out, *last = LoweredTuple(_run_layer, kind=kind)(X, *state, *cell.weights())
     return out, last
 
 
@@ -268,5 +249,8 @@ class Embedding(Module):
         )
 
     def forward(self, x: Tensor) -> Any:
-        ids = x.value().detach().to(nir.int64)
-        return Lowered(lambda w: F.embedding(ids, w))(self.weight)
+        return Lowered(_embed)(x, self.weight)
+
+
+def _embed(ids: nir.Tensor, weight: nir.Tensor) -> nir.Tensor:
+    return F.embedding(ids.to(nir.int64), weight)

@@ -51,7 +51,7 @@ class MultiHeadAttention(Module):
 
     def softmax(self, logit: Any) -> Any:
         """exp(logit) over its sum along the last axis; it does not overflow."""
-        return Lowered(lambda x: x.softmax(-1))(logit)
+        return Lowered(_softmax)(logit)
 
     def forward(self, q: Any, k: Any, v: Any) -> Any:
         """(result, probabilities after dropout)."""
@@ -59,10 +59,14 @@ class MultiHeadAttention(Module):
         assert dim == k.shape[3] == v.shape[3]
         logits = self.matmul(q, k) / math.sqrt(dim)
         if self.causal:
-            mask = nir.Tensor(_causal_mask(queries, keys))
-            logits = Lowered(lambda x: x + mask.to(x.dtype))(logits)
+            mask = Tensor(_causal_mask(queries, keys), device=q.device, requires_grad=False)
+            logits = logits + ops.broadcast_to(mask, logits.shape)
         probs = self.dropout(self.softmax(logits))
         return ops.matmul(probs, v), probs
+
+
+def _softmax(x: nir.Tensor) -> nir.Tensor:
+    return x.softmax(-1)
 
 
 def _causal_mask(i: int, j: int) -> np.ndarray:

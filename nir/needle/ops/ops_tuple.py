@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import nir
-from nir.needle import init
+from nir.needle import deferred, init
 from nir.needle.autograd import TensorOp, TensorTuple, TensorTupleOp, Value
-from nir.needle.lowering import NirOp, NirTupleOp
+from nir.needle.deferred import Ref
+from nir.needle.lowering import NirOp, NirTupleOp, key_of
 from nir.needle.store import Store, array_of, wrap
 
 
-def _values(node: Value) -> tuple[nir.Tensor, ...]:
-    """The elements of a TensorTuple as nir Tensors."""
-    if node._recorded is not None:
-        return tuple(node._recorded)
+def _values(node: Value) -> tuple[Ref, ...]:
+    """The elements of a TensorTuple."""
+    if node._result is not None:
+        return tuple(node._result)
     return tuple(s.value() for s in node._evaluated())
 
 
@@ -26,9 +27,9 @@ class MakeTensorTuple(TensorTupleOp):
         return tuple(arrays)
 
     def evaluate(self, node: Value) -> None:
-        node._args = node._recorded = tuple(x.value() for x in node.inputs)
+        node._args = node._result = tuple(x.ref() for x in node.inputs)
         node._store = tuple(
-            Store(t, x.device) for t, x in zip(node._recorded, node.inputs, strict=True)
+            Store(r, x.device) for r, x in zip(node._result, node.inputs, strict=True)
         )
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
@@ -54,15 +55,15 @@ class TupleGetItem(TensorOp):
     def evaluate(self, node: Value) -> None:
         source = node.inputs[0]
         node._args = _values(source)
-        node._recorded = node._args[self.index]
-        node._store = Store(node._recorded, source._evaluated()[self.index].device)
+        node._result = node._args[self.index]
+        node._store = Store(node._result, source._evaluated()[self.index].device)
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
         source = node.inputs[0]
         zeros = [
             out_grad
             if i == self.index
-            else init.zeros(*s.value().shape, dtype=out_grad.dtype, device=out_grad.device)
+            else init.zeros(*s.shape, dtype=out_grad.dtype, device=out_grad.device)
             for i, s in enumerate(source._evaluated())
         ]
         return make_tuple(*zeros)
@@ -76,13 +77,14 @@ class Stack(NirOp):
 
     def compute(self, *arrays: Any) -> Any:
         stores = [wrap(a) for a in arrays[0]]
-        return array_of(self.lower(*[s.value() for s in stores]), stores[0].device)
+        (ref,) = deferred.call(key_of(self), self._lower, [s.value() for s in stores])
+        return array_of(ref, stores[0].device)
 
     def evaluate(self, node: Value) -> None:
         source = node.inputs[0]
         node._args = _values(source)
-        node._recorded = self.lower(*node._args)
-        node._store = Store(node._recorded, source._evaluated()[0].device)
+        (node._result,) = deferred.call(key_of(self), self._lower, node._args)
+        node._store = Store(node._result, source._evaluated()[0].device)
 
     def lower(self, *xs: nir.Tensor) -> nir.Tensor:
         return nir.stack(xs, self.axis)
