@@ -26,6 +26,7 @@ from nir.ir.program import Target
 from nir.ops import Add, Broadcast, Concat, Matmul, Neg, Pad, Reshape, Scan, Slice, Sum, Transpose
 from nir.ops.expr import Expr
 from nir.passes.dce import sweep
+from nir.passes.kept import keep_products
 from nir.passes.rewrite import in_regions
 
 # Rows of a step's product from which it is as fast by itself as with those of other steps.
@@ -45,7 +46,7 @@ def _split(graph: Graph) -> Graph:
         return _Fission(b, op).run() if isinstance(op, Scan) else None
 
     out = rebuild(graph, visit)
-    return graph if len(out.nodes) == len(graph.nodes) else out
+    return graph if len(out.nodes) == len(graph.nodes) else keep_products(out)
 
 
 # ---- ops over all steps ------------------------------------------------------------------------
