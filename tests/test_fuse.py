@@ -221,6 +221,23 @@ def test_deep_diamonds_stay_free_of_cycles() -> None:
     check(graph, [x * np.float32(0.1) for x in random_inputs(graph, 5, {"B": 6})])
 
 
+def test_a_path_back_through_a_region_further_down_is_seen() -> None:
+    """count -> 1 / count -> the gradient's rows -> their sum, which the region of loss reads."""
+
+    def fn(v: Expr, x: Expr) -> list[Expr]:
+        count = v.sum((0,))
+        e = x.exp()
+        rows = e.sum((1,))
+        loss = rows.log().sum((0,)) / count
+        share = count.sqrt()
+        grad = e / rows.broadcast(x.shape, (0,)) * share.broadcast(x.shape, ())
+        return [loss, grad]
+
+    graph = fused(fn, "f32[B]", F)
+    verify(graph)
+    check(graph_of(fn, "f32[B]", F), [abs(x) for x in random_inputs(graph, 3, {"B": 7})])
+
+
 def test_a_training_step_is_fused_whole() -> None:
     graph = run_pipeline(resnet9_step(), CPU, passes=PIPELINE[:-1])
     verify(graph)

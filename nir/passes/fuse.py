@@ -12,6 +12,7 @@ reduction lies in a `Fused` region.
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -51,7 +52,7 @@ _CHEAP_DEPTH = 8
 _WEIGHT_LIMIT = 512
 _WEIGHT = 16  # of an op that is not cheap
 # How far a search for a cycle goes before it gives the fusion up.
-_SEARCH_LIMIT = 400
+_SEARCH_LIMIT = 2000
 
 
 @dataclass(eq=False)
@@ -139,6 +140,9 @@ class _Fusion:
         self.cluster: dict[int, _Cluster] = {}  # by position
         self.inline: set[int] = set()
         self.real_users: dict[Value, list[_Edge]] = {}
+        # Stretches (first, last) of the graph that clusters cover, in order; overlapping ones are
+        # one stretch. A path never leads back from behind a stretch into it.
+        self.stretches: list[tuple[int, int]] = []
 
     # ---- which ops are what --------------------------------------------------------------------
 
@@ -253,6 +257,14 @@ class _Fusion:
         c.weight += _weight(self.nodes[i])
         c.first, c.last = min(c.first, i), max(c.last, i)
         self.cluster[i] = c
+        self.cover(c.first, c.last)
+
+    def cover(self, first: int, last: int) -> None:
+        """Make ``first`` to ``last`` part of one stretch."""
+        low = bisect_left(self.stretches, first, key=lambda s: s[1])
+        high = bisect_right(self.stretches, last, key=lambda s: s[0])
+        met = [(first, last), *self.stretches[low:high]]
+        self.stretches[low:high] = [(min(s[0] for s in met), max(s[1] for s in met))]
 
     def alone(self, op: Op) -> _Cluster:
         if _is_elementwise(op):
@@ -422,14 +434,14 @@ class _Fusion:
         heapq.heapify(heap)
         seen: set[int] = set()
         expanded = {id(skip)}
+        at = bisect_left(self.stretches, goal.last, key=lambda s: s[1])
+        end = self.stretches[at][1]
         while heap:
             i = -heapq.heappop(heap)
             c = self.cluster.get(i)
             if c is goal:
                 return True
-            # Ops after the goal lead to it only through the earlier members of their cluster.
-            after = i > goal.last and (c is None or c.first > goal.last)
-            if i in seen or after:
+            if i in seen or i > end:
                 continue
             seen.add(i)
             if len(seen) > _SEARCH_LIMIT:
