@@ -32,8 +32,8 @@ def runnable(graph: Graph, inputs: fuzz.Arrays) -> tuple[Graph, fuzz.Arrays]:
     """``graph`` with inputs in place of what the CPU does not run, or not in the same order.
 
     Those are half types, products that overflow on the way to 0 (0 * inf is nan in one order and 0
-    in another), and sines of numbers beyond the range of their bound. What a region computes is not
-    seen: one that holds products or sines is cut out.
+    in another), convolutions of infinities or nan, and sines of numbers beyond the range of their
+    bound. What a region computes is not seen: one that holds products or sines is cut out.
     """
     known: dict[Value, np.ndarray] = {}
     cut: list[Op] = []
@@ -49,11 +49,17 @@ def runnable(graph: Graph, inputs: fuzz.Arrays) -> tuple[Graph, fuzz.Arrays]:
         unseen = any(isinstance(o, Prod | Sin | Cos) for o in inside)
         overflows = isinstance(op, Prod) and _huge(operands[0])
         turns = isinstance(op, Sin | Cos) and bool((np.abs(operands[0]) > 1e5).any())
-        if half or unseen or overflows or turns:
+        # Kernels multiply padding by weights, and 0 * nan is nan.
+        padded = op.name.startswith("conv") and not all(map(_is_finite, operands))
+        if half or unseen or overflows or turns or padded:
             cut.append(op)
 
     run(graph, inputs, trace=see)
     return fuzz._cut(graph, inputs, cut, known) if cut else (graph, inputs)
+
+
+def _is_finite(x: np.ndarray) -> bool:
+    return x.dtype.kind != "f" or bool(np.isfinite(x).all())
 
 
 def _huge(x: np.ndarray) -> bool:

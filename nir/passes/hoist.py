@@ -3,7 +3,7 @@
 The packing of a recurrent net's weights is the case that matters: it then happens once in a run.
 Views and uniform values cost nothing inside a loop, and move only where something that moves reads
 them. Ops that may fail (an index out of range) or have effects stay: a loop may have no steps. Out
-of a branch only packing moves, since it serves every step of the loop around it.
+of a branch in a loop only packing moves, since it serves every step of that loop.
 
 requires: nothing.  ensures: no loop packs what it does not change.
 """
@@ -19,7 +19,6 @@ from nir.ir.op import Op, Value
 from nir.ir.program import Target
 from nir.ops import Broadcast, Cond, Pack, PackConv2d, Reshape, Scan, Slice, WhileLoop
 from nir.passes.dce import sweep
-from nir.passes.rewrite import in_regions
 
 _PACKS = (Pack, PackConv2d)
 # They cannot fail, and are worth doing once. Other kinds hold gathers, and ops with regions.
@@ -29,19 +28,38 @@ _FREE = (Broadcast, Reshape, Slice)
 
 def hoist(graph: Graph, target: Target) -> Graph:
     """``graph`` with what its loops need not repeat in front of them, in its regions too."""
-    return _hoisted(in_regions(graph, _hoisted))
+    return _hoisted(graph, in_loop=False)
 
 
-def _hoisted(graph: Graph) -> Graph:
+def _hoisted(graph: Graph, in_loop: bool) -> Graph:
     if all(type(op).regions is Op.regions for op in graph.nodes):
         return graph
-    out = rebuild(graph, _visit)
-    return graph if len(out.nodes) == len(graph.nodes) else out
+
+    def visit(b: Builder, op: Op) -> Sequence[Value] | None:
+        loop = isinstance(op, (Scan, WhileLoop))
+        if not loop and not (isinstance(op, Cond) and in_loop):
+            return None
+        return _moved(b, op)
+
+    out = rebuild(_inner(graph, in_loop), visit)
+    return graph if out == graph else out
 
 
-def _visit(b: Builder, op: Op) -> Sequence[Value] | None:
-    if not isinstance(op, (Scan, WhileLoop, Cond)):
-        return None
+def _inner(graph: Graph, in_loop: bool) -> Graph:
+    """``graph`` with its regions done: what leaves them may leave the op's own loop too."""
+    nodes = []
+    for op in graph.nodes:
+        if isinstance(op, (Scan, WhileLoop, Cond)):
+            inside = in_loop or not isinstance(op, Cond)
+            new: dict[str, Any] = {name: _hoisted(g, inside) for name, g in op.regions()}
+            if any(new[name] is not g for name, g in op.regions()):
+                op = replace(op, **new)
+        nodes.append(op)
+    return graph.with_(nodes=nodes)
+
+
+def _moved(b: Builder, op: Any) -> Sequence[Value] | None:
+    """The op without what its regions need not do, if there is anything; emits that into ``b``."""
     changes: dict[str, Any] = {}
     captures = op.captures
     for name, region in op.regions():
@@ -77,6 +95,7 @@ def _move(
     """``region`` without what can be computed in ``b``, and its captures with the results."""
     first = len(region.inputs) - len(captures)
     known = set(region.inputs[first:])
+    derived = set(known)  # constants are not: they are the business of other passes
     movable: dict[Value, Op] = {}
     wanted: list[Op] = []
     for o in region.nodes:
@@ -87,8 +106,11 @@ def _move(
             continue
         known.update(o.results)
         movable[o.result] = o
+        if not any(v in derived for v in o.operands):
+            continue
+        derived.update(o.results)
         worth = isinstance(o, _PACKS) or (not isinstance(op, Cond) and kind)
-        if worth and o.operands and not isinstance(o, _FREE) and _reads_capture(o, movable):
+        if worth and not isinstance(o, _FREE):
             wanted.append(o)
     wanted = _last(region, wanted)
     if not wanted:
@@ -113,11 +135,6 @@ def _move(
         plan=None,
     )
     return sweep(left), (*captures, *map(outside, moved))
-
-
-def _reads_capture(op: Op, movable: dict[Value, Op]) -> bool:
-    """Whether ``op`` depends on anything at all: constants are the business of other passes."""
-    return any(v not in movable or _reads_capture(movable[v], movable) for v in op.operands)
 
 
 def _last(region: Graph, wanted: Sequence[Op]) -> list[Op]:
