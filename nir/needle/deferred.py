@@ -8,8 +8,10 @@ the program that comes of it is kept, and the next step with that structure runs
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -26,6 +28,30 @@ _DEPTH_LIMIT = 300
 _CACHE_SIZE = 512
 
 _count = itertools.count()
+
+
+class _Mode(threading.local):
+    """Whether nir records calls at once on this thread."""
+
+    at_once = False
+
+
+_mode = _Mode()
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Within it nir records each call at once, with the history of its operands."""
+    before, _mode.at_once = _mode.at_once, True
+    try:
+        yield
+    finally:
+        _mode.at_once = before
+
+
+def records_at_once() -> bool:
+    """Whether calls are recorded at once: in traced functions, and in `at_once`."""
+    return _mode.at_once or lazy.tracing() is not None
 
 
 class Ref:
@@ -92,8 +118,8 @@ def call(key: Hashable, lower: Lower, args: Sequence[Ref], tracks: bool | None =
     """Defer ``lower(*args)``: its results. ``key`` None: nothing else is like this call."""
     if tracks is None:
         tracks = any(a.tracks for a in args)
-    if lazy.tracing() is not None:
-        return [of_trace(t) for t in lower(*map(tensor, args))]
+    if records_at_once():
+        return [recorded(t) for t in lower(*map(tensor, args))]
     depth = 1
     for a in args:
         if a.data is None and a.source is not None and a.source.depth >= depth:
@@ -112,8 +138,8 @@ def call(key: Hashable, lower: Lower, args: Sequence[Ref], tracks: bool | None =
     return refs
 
 
-def of_trace(t: nir.Tensor) -> Ref:
-    """A value of the function that is being traced."""
+def recorded(t: nir.Tensor) -> Ref:
+    """The value of ``t``, with the history that nir has recorded."""
     ref = Ref(t.type, tracks=t.requires_grad)
     ref.made = (None, t)
     return ref
@@ -194,6 +220,12 @@ def run(refs: Iterable[Ref]) -> None:
     if lazy.tracing() is not None:
         return
     wanted = [r for r in dict.fromkeys(refs) if r.data is None]
+    for r in wanted:
+        if r.source is None:
+            assert r.made is not None
+            flush.store(r.made[1]._cell, "an op")
+            r.data = r.made[1].detach()
+    wanted = [r for r in wanted if r.data is None]
     if not wanted:
         return
     key, storages = _structure(wanted)

@@ -34,6 +34,14 @@ class Optimizer:
         for p in self.params:
             p.grad = None
 
+    def clip_grad_norm(self, max_norm: float = 0.25) -> None:
+        """Scale all gradients by max_norm / (their joint norm + 1e-6), where that is below 1."""
+        found = _grads(self.params)
+        rule = functools.partial(_clip, max_norm=max_norm)
+        clipped = deferred.call(("clip", max_norm), rule, [g for _, _, g in found])
+        for (p, _, _), g in zip(found, clipped, strict=True):
+            p.grad = Tensor.make_const(Store(g, p.device))
+
 
 def _running(step: Any) -> Any:
     @functools.wraps(step)
@@ -96,14 +104,6 @@ class SGD(Optimizer):
             if u:
                 _keep(self.u, p, u[0])
             _assign(p, new)
-
-    def clip_grad_norm(self, max_norm: float = 0.25) -> None:
-        """Scale all gradients by max_norm / (their joint norm + 1e-6), where that is below 1."""
-        found = _grads(self.params)
-        rule = functools.partial(_clip, max_norm=max_norm)
-        clipped = deferred.call(("clip", max_norm), rule, [g for _, _, g in found])
-        for (p, _, _), g in zip(found, clipped, strict=True):
-            p.grad = Tensor.make_const(Store(g, p.device))
 
 
 def _sgd(

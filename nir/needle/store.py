@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 import nir
-from nir.frontend import lazy
 from nir.needle import deferred, pending
 from nir.needle.backend_ndarray import NDArray
 from nir.needle.backend_selection import BACKEND, cpu, default_device
@@ -38,7 +37,7 @@ class Store:
             assert self.ref is not None
             return self.ref.untracked()
         if isinstance(self.array, NDArray):
-            return deferred.leaf(self.array.tensor())
+            return of_tensor(self.array.tensor())
         if not isinstance(self.array, np.ndarray) or self._is_sole():
             self.ref, self.array = deferred.leaf(nir.Tensor(self.array)), None
             return self.ref
@@ -109,8 +108,8 @@ def store_of(data: Any, device: Any, dtype: Any) -> Store:
 
 
 def of_tensor(t: nir.Tensor) -> Ref:
-    """``t`` as a value; in a traced function with the history it has."""
-    return deferred.of_trace(t) if lazy.tracing() is not None else deferred.leaf(t)
+    """``t`` as a value; where calls are recorded at once, with the history it has."""
+    return deferred.recorded(t) if deferred.records_at_once() else deferred.leaf(t)
 
 
 def wrap(array: Any) -> Store:

@@ -84,8 +84,9 @@ class Module:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if any(isinstance(x, nir.Tensor) for x in (*args, *kwargs.values())):
-            given = {k: _wrapped(v) for k, v in kwargs.items()}
-            return _unwrapped(self.forward(*map(_wrapped, args), **given))
+            with deferred.at_once():
+                given = {k: _wrapped(v) for k, v in kwargs.items()}
+                return _unwrapped(self.forward(*map(_wrapped, args), **given))
         if _inside.depth:
             return self.forward(*args, **kwargs)
         _inside.depth = 1
@@ -117,7 +118,11 @@ def _note_outputs(x: Any) -> None:
 
 
 def _wrapped(x: Any) -> Any:
-    return Tensor(x, requires_grad=x.requires_grad) if isinstance(x, nir.Tensor) else x
+    if not isinstance(x, nir.Tensor):
+        return x
+    value = Tensor(x, requires_grad=x.requires_grad)
+    value._result = deferred.recorded(x)
+    return value
 
 
 def _unwrapped(x: Any) -> Any:
