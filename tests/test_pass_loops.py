@@ -7,15 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pass_harness import CPU
+from pass_harness import CPU, graph_of
 
 import nir
 from nir.errors import IndexRangeError
-from nir.ir.graph import Graph
+from nir.ir.dim import symbol
+from nir.ir.graph import Builder, Graph
 from nir.ir.interp import run
+from nir.ir.location import Location
 from nir.ir.op import Op
+from nir.ir.types import TensorType, f64
+from nir.ir.verify import verify
 from nir.ops import Cond, Matmul, Pack, Scan, WhileLoop
+from nir.ops.expr import Expr
 from nir.ops.fused import Fused
+from nir.ops.vjp import gradient
 from nir.passes.fission import fission
 from nir.passes.hoist import hoist
 from nir.passes.loops import loops
@@ -219,3 +225,76 @@ def test_what_may_fail_stays_in_a_loop_that_may_have_no_steps() -> None:
     assert nir.compile(graph)(x, table, np.array(9)).numpy() == 0
     with pytest.raises(IndexRangeError, match="got 9"):
         nir.compile(graph)(np.ones(2), table, np.array(9))
+
+
+# ---- random recurrences ------------------------------------------------------------------------
+
+
+def random_recurrence(seed: int) -> Graph:
+    """A scan whose body mixes products of carries, elements and captures, and its gradients."""
+    rng = np.random.default_rng(seed)
+    square = TensorType(f64, (3, 3))
+    b = Builder("body")
+    b.locs = frozenset({Location("model.py", 1)})
+    given = [Expr(b, b.input(square, n)) for n in ("h", "k", "x", "w", "v")]
+    pool = list(given)
+
+    def pick() -> Expr:
+        return pool[int(rng.integers(0, len(pool)))]
+
+    for _ in range(int(rng.integers(4, 12))):
+        match int(rng.integers(0, 7)):
+            case 0 | 1 | 2:
+                flags = {
+                    name: bool(rng.integers(0, 2)) for name in ("transpose_lhs", "transpose_rhs")
+                }
+                new = pick().matmul(pick(), **flags) * 0.4
+            case 3:
+                new = pick() + pick()
+            case 4:
+                new = pick().tanh()
+            case 5:
+                new = pick().transpose((1, 0))
+            case _:
+                new = pick().sum((0,)).broadcast((3, 3), (1,))
+        pool.append(new)
+    h, k = pick().tanh(), given[1] + pick()
+    body = b.build([e.value for e in (h, k, pick(), pick())])
+    T = symbol("T")
+
+    def whole(h: Expr, k: Expr, xs: Expr, w: Expr, v: Expr) -> list[Expr]:
+        init, captures = (h.value, k.value), (w.value, v.value)
+        reverse = bool(rng.integers(0, 2))
+        return h.emit(Scan(init, (xs.value,), captures, body, T, reverse))
+
+    graph = graph_of(whole, "f64[3,3]", "f64[3,3]", "f64[T,3,3]", "f64[3,3]", "f64[3,3]")
+    return gradient(graph, of=range(4), seeded=False)
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_random_recurrences_keep_their_meaning(seed: int) -> None:
+    graph = random_recurrence(seed)
+    lowered = graph
+    for p in (loops, fission, loops, hoist, loops):
+        lowered = verify(p(lowered, CPU))
+        agree(graph, lowered, (0, 1, 3))
+
+
+def test_products_leave_most_random_recurrences() -> None:
+    changed = 0
+    for seed in range(80):
+        graph = loops(random_recurrence(seed), CPU)
+        changed += fission(graph, CPU) is not graph
+    assert changed > 40
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_recurrences_run_on_the_cpu(seed: int) -> None:
+    graph = random_recurrence(seed)
+    exe = nir.compile(graph)
+    rng = np.random.default_rng(seed)
+    for length in (0, 1, 4):
+        shapes = [[length if str(d) == "T" else d for d in t.shape] for t in graph.input_types]
+        inputs = [np.asarray(rng.standard_normal(s) * 0.4) for s in shapes]
+        for y, z in zip(run(graph, inputs), exe(*inputs), strict=True):
+            np.testing.assert_allclose(z.numpy(), y, rtol=1e-9, atol=1e-11)
