@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import nir
-from examples import deep_equilibrium, digits, gan, lora
+from examples import dcgan, deep_equilibrium, diffusion, digits, gan, lora
 from nir.ir.interp import run
 
 ROOT = Path(__file__).parent.parent
@@ -25,13 +25,6 @@ def output_of(name: str, *options: str) -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def noise_like(images: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Noise with the mean and the deviation of ``images``, within their range."""
-    rng = np.random.default_rng(seed)
-    noise = images.mean() + images.std() * rng.standard_normal(images.shape)
-    return np.clip(noise, -1, 1).astype(np.float32)
 
 
 # ---- the Gaussian in the plane -------------------------------------------------------------------
@@ -162,3 +155,94 @@ def test_deep_equilibrium_learns_digits() -> None:
     assert losses[-1] < losses[0] / 4
     assert accuracies[-1] > 0.9
     assert 3 < steps[-1] < deep_equilibrium.MAX_STEPS
+
+
+# ---- pictures ------------------------------------------------------------------------------------
+
+
+def verdicts(
+    images: np.ndarray, labels: np.ndarray, samples: np.ndarray
+) -> tuple[digits.Verdict, digits.Verdict]:
+    """On ``samples`` and on noise whose pixels have the mean and deviation of those of digits."""
+    judge = digits.Judge(images, labels, seed=0)
+    real = judge(digits.load("test")[0])
+    assert real.confidence > 0.95
+    assert real.classes == 10
+    return judge(samples), judge(digits.noise_like(images[:500], seed=0))
+
+
+def test_noise_has_the_pixels_statistics_and_is_far_from_digits() -> None:
+    pytest.importorskip("sklearn")
+    images, _ = digits.load()
+    noise = digits.noise_like(images, seed=0)
+    # Clipping at -1 and 1 moves both a little.
+    np.testing.assert_allclose(noise.mean(0), images.mean(0), atol=0.1)
+    np.testing.assert_allclose(noise.std(0), images.std(0), atol=0.2)
+    near, far = (digits.distance(x, images) for x in (digits.load("test")[0], noise))
+    assert near < far / 2
+    assert digits.distance(images[:20], images) < 1e-6
+
+
+def test_dcgan_draws_digits(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    images, labels = digits.load()
+    nir.manual_seed(0)
+    gan = dcgan.DCGan()
+    untrained = gan.samples(200, seed=0)
+    for epoch in range(20):
+        gan.epoch(images, [0, epoch])
+    assert gan.train_discriminator.compiles == gan.train_generator.compiles == 1
+    samples = gan.samples(200, seed=0)
+    assert samples.shape == (200, 1, 8, 8)
+    assert abs(samples).max() <= 1
+    drawn, noise = verdicts(images, labels, samples)
+    # Test digits are at 0.175, noise is at 0.378; and not the same few digits over and over.
+    assert drawn.distance < 0.8 * noise.distance < 0.8 * digits.distance(untrained, images)
+    assert drawn.confidence > noise.confidence
+    assert drawn.classes >= 7
+    pytest.importorskip("matplotlib")
+    digits.save_grid(samples[:20], tmp_path / "grid.png")
+    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_diffusion_draws_digits() -> None:
+    pytest.importorskip("sklearn")
+    images, labels = digits.load()
+    nir.manual_seed(0)
+    model = diffusion.Diffusion(steps=50)
+    losses = [model.epoch(images.reshape(-1, diffusion.PIXELS), [0, e]) for e in range(20)]
+    # Noise that is guessed as 0 has a mean square of 1.
+    assert losses[-1] < losses[0] / 2 < 0.5
+    drawn, noise = verdicts(images, labels, model.samples(200, seed=0))
+    assert drawn.distance < 0.8 * noise.distance
+    assert drawn.classes >= 7
+
+
+def test_diffusion_samples_equal_steps_in_numpy() -> None:
+    """The compiled scan beside its formulas, one step after the other."""
+    nir.manual_seed(0)
+    steps, count = 6, 5
+    model = diffusion.Diffusion(steps)
+    g = nir.Generator(3)
+    x = nir.randn(count, diffusion.PIXELS, generator=g).numpy()
+    noise = nir.randn(steps, count, diffusion.PIXELS, generator=g).numpy()
+    level = diffusion.schedule(steps).astype(np.float64)
+    guess = nir.jit(model.model)
+    for t in reversed(range(steps)):
+        a, before = level[t], level[t - 1] if t else 1.0
+        moment = np.full(count, t / steps, np.float32)
+        e = np.asarray(guess(x.astype(np.float32), moment))
+        image = np.clip((x - np.sqrt(1 - a) * e) / np.sqrt(a), -1, 1)
+        keep = a / before  # 1 - beta
+        mean = np.sqrt(before) * (1 - keep) * image + np.sqrt(keep) * (1 - before) * x
+        x = mean / (1 - a) + np.sqrt((1 - keep) * (1 - before) / (1 - a)) * noise[t]
+    samples = model.samples(count, seed=3)
+    np.testing.assert_allclose(samples.reshape(count, -1), x, rtol=1e-3, atol=1e-3)
+
+
+def test_the_program_of_a_sampler_does_not_grow_with_its_steps() -> None:
+    def ops_of(steps: int) -> int:
+        draw = diffusion.Diffusion(steps).draw
+        return len(nir.trace(draw, "f32[4,64]", f"f32[{steps},4,64]", state=[draw]).nodes)
+
+    assert ops_of(10) == ops_of(200)
