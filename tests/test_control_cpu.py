@@ -385,6 +385,33 @@ print("same")
     assert again.program.carries == compiled(graph).program.carries
 
 
+def test_fresh_parameters_get_gradients_through_loops() -> None:
+    def twice(layer, x):
+        return nir.while_loop(lambda v: (v * v).sum() < 10.0, lambda v: layer(v) + v, x, 5)
+
+    def steps(layer, x):
+        return nir.scan(lambda v, _: (layer(v), None), x, length=3)[0]
+
+    def chosen(layer, x):
+        return nir.cond(x.sum() > 0, layer, lambda v: v, x)
+
+    for fn in (twice, steps, chosen):
+        layer, x = nir.nn.Linear(3, 3), nir.ones(2, 3)
+        fn(layer, x).sum().backward()
+        eager = [p.grad.numpy() for p in layer.parameters()]
+        again = nir.nn.Linear(3, 3)
+        again.load_state_dict(layer.state_dict())
+
+        @nir.jit(state=[again])
+        def step(x, layer=again, fn=fn):
+            fn(layer, x).sum().backward()
+
+        step(x)
+        for a, b in zip(eager, again.parameters(), strict=True):
+            assert np.abs(a).max() > 0
+            np.testing.assert_allclose(b.grad.numpy(), a, rtol=1e-5)
+
+
 def test_bad_loops_are_refused_at_the_line() -> None:
     x = nir.ones(3)
     with pytest.raises(DTypeError, match="condition that returns bool"):

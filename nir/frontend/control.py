@@ -42,14 +42,23 @@ class _Region:
 
     @property
     def captures(self) -> list[Cell]:
-        """Cells from around the region that it reads."""
-        return [c for c in self.leaves if c.born < self.trace.first]
+        """Cells from around the region that it reads.
+
+        A value with several cells is captured as one that gradients flow to, if the region reads
+        such a one: a parameter and the tensor that it was made of, say.
+        """
+        first = self.trace.first
+        named: dict[Cell, Cell] = {}
+        for c in (*(c for r in self.records for c in r.args), *self.outputs):
+            if c.tracks and c.born < first:
+                named.setdefault(resolve(c), c)
+        return [named.get(c, c) for c in self.leaves if c.born < first]
 
     def close(self, captures: Sequence[Cell]) -> Graph:
         """The region as a graph of its inputs and ``captures``."""
         table: dict[Cell, Value] = {c: c.value for c in self.inputs}
         own = [lazy.fresh(c.type) for c in captures]
-        table.update(zip(captures, own, strict=True))
+        table.update(zip(map(resolve, captures), own, strict=True))
         nodes: list[Op] = [
             constant_op(c, self.records)
             for c in self.leaves
