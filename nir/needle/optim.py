@@ -76,9 +76,19 @@ def _assign(p: Any, value: Ref) -> None:
     p.data = Tensor.make_const(Store(value, p.device))
 
 
-def _number(x: float, p: Ref) -> Ref:
-    """A number that may change from step to step."""
-    return deferred.leaf(nir.Tensor(np.asarray(x, p.type.dtype.numpy)))
+class _Numbers:
+    """Numbers that may change from step to step, in the dtypes of the parameters."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = values
+        self.made: dict[Any, list[Ref]] = {}
+
+    def like(self, p: Ref) -> list[Ref]:
+        dtype = p.type.dtype
+        if dtype not in self.made:
+            arrays = [np.asarray(x, dtype.numpy) for x in self.values]
+            self.made[dtype] = [deferred.leaf(nir.Tensor(a)) for a in arrays]
+        return self.made[dtype]
 
 
 class SGD(Optimizer):
@@ -98,9 +108,10 @@ class SGD(Optimizer):
     def step(self) -> None:
         m, wd = self.momentum, self.weight_decay
         key, rule = ("sgd", m, wd), functools.partial(_sgd, m=m, wd=wd)
+        numbers = _Numbers(self.lr)
         for p, value, g in _grads(self.params):
             slots = [_slot(self.u, p)] if m else []
-            new, *u = deferred.call(key, rule, [value, g, _number(self.lr, value), *slots])
+            new, *u = deferred.call(key, rule, [value, g, *numbers.like(value), *slots])
             if u:
                 _keep(self.u, p, u[0])
             _assign(p, new)
@@ -152,11 +163,10 @@ class Adam(Optimizer):
         b1, b2 = self.beta1, self.beta2
         options: dict[str, Any] = {"b1": b1, "b2": b2, "eps": self.eps, "wd": self.weight_decay}
         key, rule = ("adam", *options.values()), functools.partial(_adam, **options)
-        changing = (self.lr, 1 - b1**self.t, 1 - b2**self.t)
+        numbers = _Numbers(self.lr, 1 - b1**self.t, 1 - b2**self.t)
         for p, value, g in _grads(self.params):
-            numbers = [_number(x, value) for x in changing]
             state = [_slot(self.m, p), _slot(self.v, p)]
-            new, m, v = deferred.call(key, rule, [value, g, *state, *numbers])
+            new, m, v = deferred.call(key, rule, [value, g, *state, *numbers.like(value)])
             _keep(self.m, p, m)
             _keep(self.v, p, v)
             _assign(p, new)
