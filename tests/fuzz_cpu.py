@@ -22,7 +22,7 @@ from nir.errors import UnsupportedError
 from nir.ir.graph import Graph
 from nir.ir.interp import run
 from nir.ir.op import Op, Value
-from nir.ops import Cos, Prod, Sin
+from nir.ops import Cast, Cos, Prod, Sin
 
 # What the CPU refuses by name, and rightly: convolutions whose kernel has no fixed size.
 UNSUPPORTED = re.compile(r"conv2d\w*\(.*B,")
@@ -32,8 +32,9 @@ def runnable(graph: Graph, inputs: fuzz.Arrays) -> tuple[Graph, fuzz.Arrays]:
     """``graph`` with inputs in place of what the CPU does not run, or not in the same order.
 
     Those are half types, products that overflow on the way to 0 (0 * inf is nan in one order and 0
-    in another), convolutions of infinities or nan, and sines of numbers beyond the range of their
-    bound. What a region computes is not seen: one that holds products or sines is cut out.
+    in another), convolutions of infinities or nan, sines of numbers beyond the range of their bound,
+    and integers of floats that are almost integers. What a region computes is not seen: one that
+    holds products or sines is cut out.
     """
     known: dict[Value, np.ndarray] = {}
     cut: list[Op] = []
@@ -51,7 +52,8 @@ def runnable(graph: Graph, inputs: fuzz.Arrays) -> tuple[Graph, fuzz.Arrays]:
         turns = isinstance(op, Sin | Cos) and bool((np.abs(operands[0]) > 1e5).any())
         # Kernels multiply padding by weights, and 0 * nan is nan.
         padded = op.name.startswith("conv") and not all(map(_is_finite, operands))
-        if half or unseen or overflows or turns or padded:
+        jumps = isinstance(op, Cast) and op.dtype.is_integer and _nearly_integer(operands[0])
+        if half or unseen or overflows or turns or padded or jumps:
             cut.append(op)
 
     run(graph, inputs, trace=see)
@@ -60,6 +62,16 @@ def runnable(graph: Graph, inputs: fuzz.Arrays) -> tuple[Graph, fuzz.Arrays]:
 
 def _is_finite(x: np.ndarray) -> bool:
     return x.dtype.kind != "f" or bool(np.isfinite(x).all())
+
+
+def _nearly_integer(x: np.ndarray) -> bool:
+    """Whether some element is an integer but for rounding, which may go to either side of it."""
+    if x.dtype.kind != "f":
+        return False
+    with np.errstate(all="ignore"):
+        off = np.abs(x - np.round(x))
+        near = off <= 64 * np.finfo(x.dtype).eps * np.maximum(1, np.abs(x))
+    return bool((near & (off > 0)).any())
 
 
 def _huge(x: np.ndarray) -> bool:
