@@ -32,9 +32,9 @@ def runnable(graph: Graph, inputs: fuzz.Arrays) -> tuple[Graph, fuzz.Arrays]:
     """``graph`` with inputs in place of what the CPU does not run, or not in the same order.
 
     Those are half types, products that overflow on the way to 0 (0 * inf is nan in one order and 0
-    in another), convolutions of infinities or nan, sines of numbers beyond the range of their bound,
-    and integers of floats that are almost integers. What a region computes is not seen: one that
-    holds products or sines is cut out.
+    in another), convolutions of infinities or nan, sines of numbers beyond the range of their
+    bound, and integers of floats that are almost integers. What a region computes is not seen: one
+    that holds products or sines is cut out.
     """
     known: dict[Value, np.ndarray] = {}
     cut: list[Op] = []
