@@ -18,7 +18,7 @@ from nir.ir.types import bool_, f32
 from nir.ir.verify import verify
 from nir.ops.expr import Expr
 from nir.ops.fused import Fused, accumulator_result
-from nir.passes.fuse import fuse
+from nir.passes.fuse import _Fusion, fuse
 from nir.passes.memory import _identity_reads, plan_memory
 from nir.passes.pipeline import PIPELINE, run_pipeline
 
@@ -221,21 +221,27 @@ def test_deep_diamonds_stay_free_of_cycles() -> None:
     check(graph, [x * np.float32(0.1) for x in random_inputs(graph, 5, {"B": 6})])
 
 
+def loss_and_gradient(v: Expr, x: Expr) -> list[Expr]:
+    """count -> its root -> the gradient's region, with the sums of rows -> the region of loss."""
+    count = v.sum((0,))
+    e = x.exp()
+    rows = e.sum((1,))
+    loss = rows.log().sum((0,)) / count
+    grad = e / rows.broadcast(x.shape, (0,)) * count.sqrt().broadcast(x.shape, ())
+    return [loss, grad]
+
+
 def test_a_path_back_through_a_region_further_down_is_seen() -> None:
-    """count -> 1 / count -> the gradient's rows -> their sum, which the region of loss reads."""
-
-    def fn(v: Expr, x: Expr) -> list[Expr]:
-        count = v.sum((0,))
-        e = x.exp()
-        rows = e.sum((1,))
-        loss = rows.log().sum((0,)) / count
-        share = count.sqrt()
-        grad = e / rows.broadcast(x.shape, (0,)) * share.broadcast(x.shape, ())
-        return [loss, grad]
-
-    graph = fused(fn, "f32[B]", F)
+    graph = fused(loss_and_gradient, "f32[B]", F)
     verify(graph)
-    check(graph_of(fn, "f32[B]", F), [abs(x) for x in random_inputs(graph, 3, {"B": 7})])
+    inputs = [abs(x) for x in random_inputs(graph, 3, {"B": 7})]
+    check(graph_of(loss_and_gradient, "f32[B]", F), inputs)
+
+
+def test_regions_that_wait_for_each_other_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Fusion, "reaches", lambda *args, **named: False)
+    with pytest.raises(VerifyError, match="reads its own result"):
+        fused(loss_and_gradient, "f32[B]", F)
 
 
 def test_a_training_step_is_fused_whole() -> None:

@@ -16,8 +16,9 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from nir.errors import VerifyError
 from nir.ir.dim import Dim, Shape
-from nir.ir.graph import Builder, Graph
+from nir.ir.graph import Builder, Graph, location_text
 from nir.ir.op import Op, Value
 from nir.ir.program import Target
 from nir.ops import (
@@ -471,6 +472,7 @@ class _Fusion:
         b.inputs, b.input_names = list(self.graph.inputs), list(self.graph.input_names)
         b._next = 1 + max((v.id for v in self.graph.number), default=-1)
         done: set[int] = set()
+        begun: set[int] = set()  # the first member of each group that waits for its operands
         # Depth first from the outputs, with an explicit stack: graphs may be deep.
         for root in range(len(self.nodes)):
             stack = [(root, False)]
@@ -485,6 +487,12 @@ class _Fusion:
                     continue
                 if root in self.inline and i == root and not self._stored_inline(i):
                     break
+                if group[0] in begun:
+                    op = self.nodes[i]
+                    raise VerifyError(
+                        f"the region of {op.name} reads its own result", location_text(op.locs)
+                    )
+                begun.add(group[0])
                 stack.append((i, True))
                 for m in group:
                     for v in sorted(self._needs(m, i), key=lambda v: self.graph.number[v]):
