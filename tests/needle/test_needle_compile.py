@@ -13,6 +13,7 @@ import pytest
 
 import nir
 import nir.needle as ndl
+from nir.errors import ShapeError
 from nir.needle import nn
 from nir.needle.apps import mlp_resnet, models
 from nir.needle.store import IS_NUMPY
@@ -94,6 +95,32 @@ def test_gradients_of_a_module_by_nir() -> None:
     (model(given) ** 2).sum().backward()
     slope = nir.grad(lambda t: (model(t) ** 2).sum())(nir.tensor(x))
     np.testing.assert_allclose(slope.numpy(), given.grad.numpy(), 1e-4, 1e-5)
+
+
+def test_gradients_that_a_module_takes_are_compiled() -> None:
+    class Step(nn.Module):
+        def __init__(self, block: Any) -> None:
+            super().__init__()
+            self.block = block
+
+        def forward(self, x: Any) -> Any:
+            (self.block(x) ** 2).sum().backward()
+            return tuple(p.grad for p in self.block.parameters())
+
+    block, x = mlp_resnet.ResidualBlock(6, 4, nn.LayerNorm1d, 0.0), array(5, 6)
+    block.eval()
+    found = nir.compile(Step(block), "f32[B,6]")(x)
+    (block(ndl.Tensor(x, dtype="float32")) ** 2).sum().backward()
+    for p, g in zip(block.parameters(), found, strict=True):
+        np.testing.assert_allclose(p.grad.numpy(), g.numpy(), 1e-3, 1e-4)
+
+
+def test_errors_name_the_users_line() -> None:
+    a, b = ndl.Tensor(array(2, 3)), ndl.Tensor(array(4, 5))
+    for _ in range(2):
+        with pytest.raises(ShapeError, match=r"inner dimensions differ: 3 .* and 4") as caught:
+            a @ b
+        assert "test_needle_compile.py" in str(caught.value)
 
 
 def test_dropout_draws_anew_in_each_run_of_a_traced_function() -> None:

@@ -11,6 +11,7 @@ import pytest
 import nir
 import nir.needle as ndl
 from nir.needle import autograd, nn, optim
+from nir.needle.store import IS_NUMPY
 
 
 def array(*shape: int, seed: int = 0) -> np.ndarray:
@@ -113,6 +114,17 @@ def test_training_runs_one_program_a_step_and_compiles_no_more(make: Any) -> Non
     assert nir.compile_count() == compiled
     assert alive + 5 >= autograd.TENSOR_COUNTER
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.skipif(not IS_NUMPY, reason="arrays of np change in place")
+def test_arrays_that_change_in_place_are_parameters_all_the_same() -> None:
+    w = nn.Parameter(ndl.Tensor(array(3), dtype="float32"))
+    expected = w.numpy()
+    for _ in range(3):
+        (w * w).sum().backward()
+        w.cached_data -= 0.1 * w.grad.cached_data
+        expected = expected - 0.1 * 2 * expected
+    np.testing.assert_allclose(w.numpy(), expected, 1e-5)
 
 
 def test_a_loop_that_never_looks_runs_all_the_same() -> None:
