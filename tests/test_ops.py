@@ -104,11 +104,11 @@ SLOPED = [c for c in CASES if differentiable(c)]
 
 # A gradient that is zero, or that is another op's, still needs its sample here.
 NEVER_SLOPED = {
-    "arg_max", "arg_min", "bit_and", "bit_not", "bit_or", "bit_xor", "constant", "eq", "full",
-    "fused", "ge", "gt", "host_call", "iota", "is_nan", "le", "logical_and", "logical_not",
-    "logical_or", "logical_xor", "lt", "ne", "pack", "pack_conv2d", "random_bernoulli",
-    "random_bits", "random_normal", "random_uniform", "reduce_partial", "shift_left",
-    "shift_right", "shift_right_logical",
+    "arg_max", "arg_min", "bit_and", "bit_not", "bit_or", "bit_xor", "check_index", "constant",
+    "eq", "full", "fused", "ge", "gt", "host_call", "iota", "is_nan", "le", "logical_and",
+    "logical_not", "logical_or", "logical_xor", "lt", "ne", "pack", "pack_conv2d",
+    "random_bernoulli", "random_bits", "random_normal", "random_uniform", "reduce_partial",
+    "shift_left", "shift_right", "shift_right_logical",
 }  # fmt: skip
 
 
