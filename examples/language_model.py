@@ -49,7 +49,7 @@ class Size:
 
 FULL = {
     "words": Size(200, layers=2, drop=0.5, batch=10, steps=35, rate=2e-3, epochs=8),
-    "characters": Size(200, layers=2, drop=0.1, batch=32, steps=64, rate=2e-3, epochs=3),
+    "characters": Size(200, layers=2, drop=0.1, batch=32, steps=64, rate=5e-3, epochs=3),
 }
 SHORT = {
     "words": Size(64, layers=1, drop=0.2, batch=10, steps=20, rate=1e-2, epochs=2, symbols=40_000),
