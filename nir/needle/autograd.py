@@ -394,22 +394,5 @@ def compute_gradient_of_variables(output_tensor: Any, out_grad: Any) -> None:
     # In np, the personality of programs that look into the graph, a gradient is a node with
     # operands, as in Needle; in nd one walk of nir's takes all gradients.
     if IS_NUMPY or not needle.lowering.backward(output_tensor, out_grad, order):
-        _walk(output_tensor, out_grad, order)
+        needle.lowering.walk(output_tensor, out_grad, order)
     pending.after_backward(output_tensor.ref())
-
-
-def _walk(output_tensor: Any, out_grad: Any, order: Sequence[Any]) -> None:
-    """Reverse mode node by node, for graphs with ops of the user's own."""
-    adjoints: dict[int, list[Any]] = {id(output_tensor): [out_grad]}
-    for node in reversed(order):
-        contributions = adjoints.pop(id(node), None)
-        if contributions is None:
-            continue
-        node.grad = sum_node_list(contributions)
-        if node.op is None:
-            continue
-        for x, adjoint in zip(
-            node.inputs, node.op.gradient_as_tuple(node.grad, node), strict=False
-        ):
-            if adjoint is not None:
-                adjoints.setdefault(id(x), []).append(adjoint)

@@ -10,7 +10,14 @@ import nir
 from nir.frontend import autograd as nir_autograd
 from nir.frontend import lazy
 from nir.needle import deferred, pending
-from nir.needle.autograd import Tensor, TensorOp, TensorTuple, TensorTupleOp, Value
+from nir.needle.autograd import (
+    Tensor,
+    TensorOp,
+    TensorTuple,
+    TensorTupleOp,
+    Value,
+    sum_node_list,
+)
 from nir.needle.backend_selection import default_device
 from nir.needle.deferred import Ref
 from nir.needle.store import Store, array_of, wrap
@@ -150,6 +157,22 @@ class Pullback(NirOp):
 
     def lower(self, *xs: nir.Tensor) -> nir.Tensor:
         return pullback(self.op, xs[: self.outputs], xs[self.outputs :])[self.index]
+
+
+def walk(output: Any, out_grad: Any, order: Sequence[Any]) -> None:
+    """Set ``grad`` of all nodes in ``order``, node by node, by the gradients of their ops."""
+    adjoints: dict[int, list[Any]] = {id(output): [out_grad]}
+    for node in reversed(order):
+        contributions = adjoints.pop(id(node), None)
+        if contributions is None:
+            continue
+        node.grad = sum_node_list(contributions)
+        if node.op is None:
+            continue
+        found = node.op.gradient_as_tuple(node.grad, node)
+        for x, adjoint in zip(node.inputs, found, strict=False):
+            if adjoint is not None:
+                adjoints.setdefault(id(x), []).append(adjoint)
 
 
 # ---- whole graphs ------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ each use by an op reads it anew.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -80,3 +80,21 @@ def view(handle: Array, shape: Sequence[int], strides: Sequence[int], offset: in
 def compact_strides(shape: Sequence[int]) -> tuple[int, ...]:
     """Row-major strides in elements."""
     return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+def slices_of(
+    idxs: Any, shape: Sequence[int], process: Callable[[slice, int], slice]
+) -> tuple[slice, ...]:
+    """One slice for each axis: a slice as ``process`` completes it, an index as a slice of one."""
+    given = idxs if isinstance(idxs, tuple) else (idxs,)
+    assert len(given) == len(shape), f"expected {len(shape)} indices, got {len(given)}"
+    out = []
+    for axis, i in enumerate(given):
+        if isinstance(i, slice):
+            out.append(process(i, axis))
+            continue
+        at, n = int(i), shape[axis]
+        if not -n <= at < n:
+            raise IndexError(f"index {at} is outside axis {axis} of size {n}")
+        out.append(slice(at % n, at % n + 1, 1))
+    return tuple(out)

@@ -15,7 +15,7 @@ import numpy as np
 import nir
 from nir.needle.backend_ndarray import device as devices
 from nir.needle.backend_ndarray.device import BackendDevice, default_device
-from nir.needle.backend_ndarray.handle import Array, compact_strides, view
+from nir.needle.backend_ndarray.handle import Array, compact_strides, slices_of, view
 
 Axis: TypeAlias = "int | Sequence[int] | None"
 
@@ -214,23 +214,9 @@ class NDArray:
         assert sl.step is None or sl.step > 0, "only positive steps are supported"
         return slice(*sl.indices(self.shape[dim]))
 
-    def _slices(self, idxs: Any) -> tuple[slice, ...]:
-        given = idxs if isinstance(idxs, tuple) else (idxs,)
-        assert len(given) == self.ndim, f"expected {self.ndim} indices, got {len(given)}"
-        out = []
-        for axis, i in enumerate(given):
-            if isinstance(i, slice):
-                out.append(self.process_slice(i, axis))
-                continue
-            at, n = int(i), self._shape[axis]
-            if not -n <= at < n:
-                raise IndexError(f"index {at} is outside axis {axis} of size {n}")
-            out.append(slice(at % n, at % n + 1, 1))
-        return tuple(out)
-
     def __getitem__(self, idxs: Any) -> NDArray:
         """A view: one index or slice for each axis, and every axis stays."""
-        sls = self._slices(idxs)
+        sls = slices_of(idxs, self._shape, self.process_slice)
         return self._seen(
             [len(range(s.start, s.stop, s.step)) for s in sls],
             [st * s.step for st, s in zip(self._strides, sls, strict=True)],
