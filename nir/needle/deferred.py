@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -78,18 +79,22 @@ class Ref:
         self.tracks = tracks
         self.number = next(_count)
         self.made: tuple[Any, nir.Tensor] | None = None
-        self.plain: Ref | None = None
+        # Weak, since what is made of a value holds on to the value: steps would wait for Python's
+        # collector, with all their memory.
+        self.plain: weakref.ref[Ref] | None = None
 
     def untracked(self) -> Ref:
         """The same value, through which no gradient flows."""
         if not self.tracks:
             return self
-        if self.plain is None or (self.plain.data is None and self.data is not None):
+        plain = None if self.plain is None else self.plain()
+        if plain is None or (plain.data is None and self.data is not None):
             if self.data is not None:
-                self.plain = leaf(self.data)
+                plain = leaf(self.data)
             else:
-                (self.plain,) = call(("detach",), _detach, [self], tracks=False)
-        return self.plain
+                (plain,) = call(("detach",), _detach, [self], tracks=False)
+            self.plain = weakref.ref(plain)
+        return plain
 
 
 def _detach(x: nir.Tensor) -> tuple[nir.Tensor, ...]:

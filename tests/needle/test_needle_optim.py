@@ -11,6 +11,7 @@ import pytest
 import nir
 import nir.needle as ndl
 from nir.needle import autograd, nn, optim
+from nir.needle.deferred import Call, Ref
 from nir.needle.store import IS_NUMPY
 
 
@@ -138,3 +139,34 @@ def test_a_loop_that_never_looks_runs_all_the_same() -> None:
         # What a step makes is stored when it ends, so that nothing waits for long.
         assert all(p.ref().data is not None for p in model.parameters())
     assert nn.SoftmaxLoss()(model(x), y).numpy() < first
+
+
+@pytest.mark.skipif(IS_NUMPY, reason="its gradients are nodes that hold each other, as in Needle")
+def test_steps_leave_nothing_for_the_collector() -> None:
+    """What a step recorded is freed when its names are gone: memory does not wait for cycles."""
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
+    opt = ndl.optim.Adam(model.parameters(), lr=0.01, weight_decay=0.01)
+    x = ndl.Tensor(np.random.randn(4, 6).astype(np.float32))
+    y = ndl.Tensor(np.array([0, 1, 2, 0]))
+
+    def step() -> None:
+        opt.reset_grad()
+        loss = nn.SoftmaxLoss()(model(x), y)
+        loss.backward()
+        opt.step()
+        loss.numpy()
+
+    def alive() -> int:
+        return sum(type(o) in (Call, Ref) for o in gc.get_objects())
+
+    for _ in range(3):
+        step()
+    gc.collect()
+    gc.disable()
+    try:
+        before = alive()
+        for _ in range(5):
+            step()
+        assert alive() == before
+    finally:
+        gc.enable()
