@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 from codegen_harness import ISAS, same_bits
@@ -15,6 +16,7 @@ from nir.ir.interp import run
 from nir.ir.op import Op, Value
 from nir.ir.types import f64
 from nir.ops import Max, Min
+from nir.passes.decompose import decompose
 from nir.runtime import Executable, as_storage
 from nir.targets import cpu
 
@@ -72,8 +74,11 @@ def close(
 def _noisy_runs(graph: Graph, inputs: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
     """The exact outputs, then those of runs in which every op's results are off by some ulp.
 
-    Where a formula cancels or jumps, they show how far rounding alone may carry its result.
+    Where a formula cancels or jumps, they show how far rounding alone may carry its result. Ops are
+    taken apart as the target does: what rounds inside them (a variance, say) is disturbed as well.
     """
+    with suppress(NirError):
+        graph = decompose(graph, cpu.target())
     exact = [_wide(flushed(x)) for x in inputs]
     try:
         wide = in_precision(graph, f64)
