@@ -70,7 +70,7 @@ format: $(SETUP)
 	$(PYTHON) -m ruff format .
 
 test: build lint
-	$(PYTHON) -m pytest -m "not slow"
+	$(PYTHON) -m pytest -m "not slow" -n $(JOBS) --dist worksteal
 
 test-all: build lint
 	$(PYTHON) -m pytest
