@@ -43,10 +43,7 @@ def main() -> int:
 
 
 def _installed(peer: str) -> bool:
-    """Whether the package behind "torch_compile" (that is torch) is installed."""
-    if peer == "needle":  # code in Needle's words, on nir
-        return True
-    return importlib.util.find_spec(peer.split("_")[0]) is not None
+    return importlib.util.find_spec(workloads.package(peer)) is not None
 
 
 if __name__ == "__main__":

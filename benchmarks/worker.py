@@ -63,7 +63,7 @@ def _peak_bytes() -> int:
 
 
 def _version(peer: str) -> str:
-    module = sys.modules["nir" if peer == "needle" else peer.split("_")[0]]
+    module = sys.modules[workloads.package(peer)]
     return f"{module.__name__} {getattr(module, '__version__', 'in development')}"
 
 

@@ -136,11 +136,7 @@ def main() -> None:
     samples = gan.samples(500, args.seed)
     for name, drawn in (("samples", samples), ("before training", first)):
         print(f"{name:16}  {judge(drawn)}")
-    print(f"test digits       {judge(digits.load('test')[0])}")
-    print(f"pixel noise       {judge(digits.noise_like(images[:500], args.seed))}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    digits.save_grid(samples[:100], args.out)
-    print(f"samples           {args.out}")
+    digits.finish(judge, samples, args.seed, args.out)
 
 
 if __name__ == "__main__":

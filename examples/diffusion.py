@@ -143,11 +143,7 @@ def main() -> None:
     seconds = time.perf_counter() - start
     print(f"sampling          {len(samples)} images in {args.steps} steps, {seconds:.2f} s")
     print(f"samples           {judge(samples)}")
-    print(f"test digits       {judge(digits.load('test')[0])}")
-    print(f"pixel noise       {judge(digits.noise_like(images[:500], args.seed))}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    digits.save_grid(samples[:100], args.out)
-    print(f"samples           {args.out}")
+    digits.finish(judge, samples, args.seed, args.out)
 
 
 if __name__ == "__main__":

@@ -133,3 +133,12 @@ def save_grid(images: np.ndarray, path: Path, columns: int = 10) -> None:
     side = tiles.shape[-1]
     picture = tiles.reshape(rows, columns, side, side).swapaxes(1, 2).reshape(rows * side, -1)
     plt.imsave(path, np.kron(picture, np.ones((4, 4))), cmap="gray", vmin=-1, vmax=1)
+
+
+def finish(judge: Judge, samples: np.ndarray, seed: int, out: Path) -> None:
+    """Print what real digits and noise are judged to be, and write a picture of ``samples``."""
+    print(f"test digits       {judge(load('test')[0])}")
+    print(f"pixel noise       {judge(noise_like(judge.images[:500], seed))}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_grid(samples[:100], out)
+    print(f"samples           {out}")

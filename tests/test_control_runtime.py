@@ -17,7 +17,7 @@ import pytest
 import runtime_harness as h
 from backend_harness import compiled, outputs
 from test_control_cpu import CASES, arrays, rnn
-from test_runtime_system import COUNTER, python
+from test_runtime_system import mallocs
 
 import nir
 from nir.errors import NirError, PackageError, ShapeError
@@ -193,35 +193,20 @@ def test_random_damage_never_crashes_the_reader() -> None:
 
 
 def test_loops_do_not_call_malloc(tmp_path: Path) -> None:
-    (tmp_path / "count.c").write_text(COUNTER)
-    library = tmp_path / "count.so"
-    subprocess.run(
-        ["gcc", "-O1", "-shared", "-fPIC", tmp_path / "count.c", "-o", library], check=True
-    )
     script = """
-import ctypes
 from test_control_cpu import CASES, arrays
 from backend_harness import compiled
 from nir.runtime import as_storage, set_num_threads
-count = ctypes.CDLL(None).malloc_count
-count.restype = ctypes.c_long
 set_num_threads(2)
 for name in ("wide rnn", "nested", "newton", "in a loop"):
     graph = CASES[name].graph("f32")
     core = compiled(graph)._core
     inputs = [as_storage(x) for x in arrays(graph, CASES[name].sizes[-1])]
-    core.repeat(inputs, 10)
-    def used(runs):
-        before = count()
-        core.repeat(inputs, runs)
-        return count() - before
-    used(1)
-    print(used(1), used(200))
+    show(core, inputs, 200)
 """
-    lines = python(script, LD_PRELOAD=str(library)).splitlines()
-    assert len(lines) == 4
-    for line in lines:
-        one, many = map(int, line.split())
+    found = mallocs(tmp_path, script)
+    assert len(found) == 4
+    for one, many in found:
         assert one == many and one < 50
 
 

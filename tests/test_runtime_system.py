@@ -202,36 +202,47 @@ int posix_memalign(void **p, size_t a, size_t n) {
 """
 
 
-def test_runs_after_the_first_do_not_call_malloc(tmp_path: Path) -> None:
+SHOW = """
+import ctypes
+count = ctypes.CDLL(None).malloc_count
+count.restype = ctypes.c_long
+def show(core, inputs, many):
+    def used(runs):
+        before = count()
+        core.repeat(inputs, runs)
+        return count() - before
+    core.repeat(inputs, 10)
+    used(1)
+    print(used(1), used(many))
+"""
+
+
+def mallocs(tmp_path: Path, script: str) -> list[tuple[int, int]]:
+    """For each ``show(core, inputs, many)`` in ``script``: calls of malloc in one run, and many."""
     (tmp_path / "count.c").write_text(COUNTER)
     library = tmp_path / "count.so"
     subprocess.run(
         ["gcc", "-O1", "-shared", "-fPIC", tmp_path / "count.c", "-o", library], check=True
     )
+    lines = python(SHOW + script, LD_PRELOAD=str(library)).splitlines()
+    return [(int(one), int(many)) for one, many in map(str.split, lines)]
+
+
+def test_runs_after_the_first_do_not_call_malloc(tmp_path: Path) -> None:
     script = """
-import ctypes
 import numpy as np
 import runtime_harness as h
 from runtime_harness import B
 from nir.runtime import Executable, Storage, set_num_threads
-count = ctypes.CDLL(None).malloc_count
-count.restype = ctypes.c_long
 set_num_threads(2)
 for program in (h.two_step(), h.two_step(256, work=1024 * B)):
     exe = Executable(program)
     core = exe._core
     columns = program.inputs[0].shape[1]
     inputs = [Storage.from_numpy(np.ones((500, columns), np.float32)) for _ in range(2)]
-    core.repeat(inputs, 10)
-    def used(runs):
-        before = count()
-        core.repeat(inputs, runs)
-        return count() - before
-    used(1)
-    print(used(1), used(1000))
+    show(core, inputs, 1000)
 """
-    for line in python(script, LD_PRELOAD=str(library)).splitlines():
-        one, many = map(int, line.split())
+    for one, many in mallocs(tmp_path, script):
         # What is counted belongs to the call from Python, however many runs it makes.
         assert one == many and one < 50
 

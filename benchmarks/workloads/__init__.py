@@ -26,6 +26,12 @@ class Workload:
     tolerance: float = 1e-3
 
 
+def package(peer: str) -> str:
+    """The package behind ``peer``: torch of "torch_compile", nir of code in Needle's words."""
+    name = peer.split("_")[0]
+    return "nir" if name == "needle" else name
+
+
 def names() -> list[str]:
     """All workloads, by file name."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__))

@@ -306,13 +306,7 @@ def layer_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """(x - mean) / sqrt(var + eps) weight + bias over the last axes."""
-    axes = len(normalized_shape)
-    if axes == 0 or tuple(x.shape[-axes:]) != tuple(normalized_shape):
-        raise ShapeError(
-            f"layer_norm: expected last axes of {tuple(normalized_shape)}, "
-            f"got shape {tuple(x.shape)}",
-            caller(),
-        )
+    axes = _last_axes("layer_norm", x, normalized_shape)
     if axes == 1:
         return _apply(ops.LayerNorm, x, weight, bias, eps=eps)
     flat = x.flatten(-axes)
@@ -366,13 +360,7 @@ def rms_norm(
 
     ``eps`` None is the dtype's distance from 1 to the next number.
     """
-    axes = len(normalized_shape)
-    if axes == 0 or tuple(x.shape[-axes:]) != tuple(normalized_shape):
-        raise ShapeError(
-            f"rms_norm: expected last axes of {tuple(normalized_shape)}, "
-            f"got shape {tuple(x.shape)}",
-            caller(),
-        )
+    axes = _last_axes("rms_norm", x, normalized_shape)
     if eps is None:
         finfo: Any = ml_dtypes.finfo  # it has no types
         eps = float(finfo(x.dtype.numpy).eps)
@@ -459,6 +447,16 @@ def cross_entropy(
         uniform = -rows.log_softmax(-1).mean(-1)
         losses = (1 - label_smoothing) * losses + label_smoothing * uniform
     return _reduce_kept(losses, kept, target, reduction)
+
+
+def _last_axes(name: str, x: Tensor, shape: tuple[int, ...]) -> int:
+    """The number of the last axes of ``x``, which have the sizes ``shape``."""
+    axes = len(shape)
+    if axes == 0 or tuple(x.shape[-axes:]) != tuple(shape):
+        raise ShapeError(
+            f"{name}: expected last axes of {tuple(shape)}, got shape {tuple(x.shape)}", caller()
+        )
+    return axes
 
 
 def _kept(rows: Tensor, classes: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,6 @@ class _BatchNorm(Module):
         return y
 
     def _track(self, x: Tensor, mean: Tensor, var: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None
         batches = self.num_batches_tracked + 1
         if self.momentum is None:
@@ -75,8 +74,13 @@ class _BatchNorm(Module):
             share = self.momentum
         unbiased = var * F.bessel(x, mean.dtype)
         self.num_batches_tracked = batches
+        self._move(share, mean, unbiased)
+
+    def _move(self, share: Tensor | float, mean: Tensor, var: Tensor) -> None:
+        """Move the running statistics by ``share`` of the way to ``mean`` and ``var``."""
+        assert self.running_mean is not None and self.running_var is not None
         self.running_mean = self.running_mean + share * (mean - self.running_mean)
-        self.running_var = self.running_var + share * (unbiased - self.running_var)
+        self.running_var = self.running_var + share * (var - self.running_var)
 
     def extra_repr(self) -> str:
         return (
@@ -220,12 +224,9 @@ class _InstanceNorm(_BatchNorm):
 
     def normalise(self, x: Tensor) -> Tensor:
         if self.training and self.running_mean is not None:
-            assert self.running_var is not None
+            assert self.momentum is not None
             rows = x.detach().flatten(2)
-            share = self.momentum
-            mean, var = rows.mean(2).mean(0), rows.var(2).mean(0)
-            self.running_mean = self.running_mean + share * (mean - self.running_mean)
-            self.running_var = self.running_var + share * (var - self.running_var)
+            self._move(self.momentum, rows.mean(2).mean(0), rows.var(2).mean(0))
         return F.instance_norm(x, self.weight, self.bias, self.eps)
 
 

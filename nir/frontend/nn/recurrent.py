@@ -35,16 +35,16 @@ def _plain_step(nonlinearity: str, w: Tensor, b: Tensor | None) -> Step:
     return lambda state, x: (activation(x + state[0] @ w.T),)
 
 
+def lstm_state(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """(h', c') of gates i f g o: c' = sigmoid(f)c + sigmoid(i)tanh(g), h' = sigmoid(o)tanh(c')."""
+    i, f, g, o = gates.chunk(4, -1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
 def _lstm_step(_: str, w: Tensor, b: Tensor | None) -> Step:
-    """c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c'); gates i f g o."""
-
-    def step(state: State, x: Tensor) -> State:
-        h, c = state
-        i, f, g, o = (x + h @ w.T).chunk(4, -1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        return o.sigmoid() * c.tanh(), c
-
-    return step
+    """`lstm_state` of x + W h."""
+    return lambda state, x: lstm_state(x + state[0] @ w.T, state[1])
 
 
 def _gru_step(_: str, w: Tensor, b: Tensor | None) -> Step:

@@ -32,13 +32,21 @@ def _activation(given: Activation) -> Callable[[Tensor], Tensor]:
 
 
 class _Layer(Module):
-    """What both layers share: x + block(norm(x)), or norm(x + block(x))."""
+    """What both layers share: the perceptron, and x + block(norm(x)), or norm(x + block(x))."""
 
     norm_first: bool
+    activation: Callable[[Tensor], Tensor]
+    linear1: Linear
+    linear2: Linear
+    dropout: Dropout
 
     def _around(self, x: Tensor, norm: Module, block: Callable[[Tensor], Tensor]) -> Tensor:
         out: Tensor = x + block(norm(x)) if self.norm_first else norm(x + block(x))
         return out
+
+    def _feed(self, x: Tensor) -> Tensor:
+        hidden = self.dropout(self.activation(self.linear1(x)))
+        return self.linear2(hidden)  # type: ignore[no-any-return]
 
 
 class TransformerEncoderLayer(_Layer):
@@ -90,8 +98,7 @@ class TransformerEncoderLayer(_Layer):
             return self.dropout1(y)  # type: ignore[no-any-return]
 
         def feed(x: Tensor) -> Tensor:
-            hidden = self.dropout(self.activation(self.linear1(x)))
-            return self.dropout2(self.linear2(hidden))  # type: ignore[no-any-return]
+            return self.dropout2(self._feed(x))  # type: ignore[no-any-return]
 
         return self._around(self._around(src, self.norm1, attend), self.norm2, feed)
 
@@ -160,8 +167,7 @@ class TransformerDecoderLayer(_Layer):
             return self.dropout2(y)  # type: ignore[no-any-return]
 
         def feed(x: Tensor) -> Tensor:
-            hidden = self.dropout(self.activation(self.linear1(x)))
-            return self.dropout3(self.linear2(hidden))  # type: ignore[no-any-return]
+            return self.dropout3(self._feed(x))  # type: ignore[no-any-return]
 
         x = self._around(tgt, self.norm1, attend)
         return self._around(self._around(x, self.norm2, look), self.norm3, feed)

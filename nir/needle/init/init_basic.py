@@ -29,8 +29,8 @@ def _scaled(array: Any, by: float, shift: float) -> Any:
 
 
 def _tensor(array: Any, device: Any, dtype: Any, requires_grad: bool) -> Tensor:
+    device = cpu() if device is None else device
     if isinstance(array, nir.Tensor):
-        device = cpu() if device is None else device
         array = array.to(np.dtype(dtype) if IS_NUMPY else nir.float32)
     return Tensor(array, device=device, dtype=dtype, requires_grad=requires_grad)
 
@@ -44,7 +44,6 @@ def rand(
     requires_grad: bool = False,
 ) -> Tensor:
     """Uniform in [low, high)."""
-    device = cpu() if device is None else device
     return _tensor(_scaled(_draw(False, shape), high - low, low), device, dtype, requires_grad)
 
 
@@ -57,7 +56,6 @@ def randn(
     requires_grad: bool = False,
 ) -> Tensor:
     """Normal of ``mean`` and ``std``."""
-    device = cpu() if device is None else device
     return _tensor(_scaled(_draw(True, shape), std, mean), device, dtype, requires_grad)
 
 
@@ -69,8 +67,8 @@ def constant(
     requires_grad: bool = False,
 ) -> Tensor:
     """All ``c``."""
-    device = cpu() if device is None else device
     if lazy.tracing() is not None:
+        device = cpu() if device is None else device
         kind = nir.float32 if not IS_NUMPY else np.dtype(dtype)
         made = Store(of_tensor(nir.full(shape, c, dtype=kind)), device)
         out: Tensor = Tensor.make_const(made, requires_grad=requires_grad)
@@ -99,7 +97,6 @@ def randb(
     requires_grad: bool = False,
 ) -> Tensor:
     """1 with probability ``p``, else 0."""
-    device = cpu() if device is None else device
     return _tensor(_draw(False, shape) <= p, device, dtype, requires_grad)
 
 

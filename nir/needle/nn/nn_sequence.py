@@ -8,6 +8,7 @@ from typing import Any
 
 import nir
 from nir.frontend.nn import functional as F
+from nir.frontend.nn.recurrent import lstm_state
 from nir.needle import init, ops
 from nir.needle.autograd import Tensor
 from nir.needle.nn.nn_basic import Lowered, LoweredTuple, Module, Parameter
@@ -115,9 +116,7 @@ def _step(kind: str, state: Sequence[nir.Tensor], x: nir.Tensor, w: nir.Tensor) 
         case "relu":
             return (gates.relu(),)
         case _:
-            i, f, g, o = gates.chunk(4, -1)
-            c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
-            return o.sigmoid() * c.tanh(), c
+            return lstm_state(gates, state[1])
 
 
 def _run_cell(x: nir.Tensor, *rest: nir.Tensor, kind: str) -> tuple[nir.Tensor, ...]:
