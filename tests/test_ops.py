@@ -27,6 +27,11 @@ def by_id(case: Case) -> str:
     return case.id
 
 
+def test_nodes_are_small() -> None:
+    """A node has slots only: an op that adds no field says so with `__slots__ = ()`."""
+    assert [name for name, cls in OPS.items() if cls.__dictoffset__] == []
+
+
 def test_every_op_has_samples_and_says_what_it_does() -> None:
     # Only a graph that a pass made can tell what a fused op is.
     assert {c.op.name for c in CASES} == set(OPS) - {"fused"}

@@ -160,8 +160,9 @@ def _to_hwio(
     return turned.reshape(kh, kw, turned.shape[2], -1)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class _Conv(Op):
+    __slots__ = ()
+
     def _window(self) -> dict[str, Any]:
         return {n: getattr(self, n) for n in ("stride", "padding", "dilation", "groups")}
 

@@ -89,8 +89,9 @@ class _Unary(Op):
         return out
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class _PositiveUnary(_Unary):
+    __slots__ = ()
+
     @classmethod
     def samples(cls) -> Sequence[Sample]:
         return [
@@ -101,9 +102,10 @@ class _PositiveUnary(_Unary):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Neg(_Unary):
     """-x; integers wrap at the minimum."""
+
+    __slots__ = ()
 
     accepts = _NUMBER
     compute = staticmethod(np.negative)
@@ -112,9 +114,10 @@ class Neg(_Unary):
         return (-cotangents[0],)  # d(-x) = -dx
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Abs(_Unary):
     """|x|; the gradient at 0 is 0."""
+
+    __slots__ = ()
 
     accepts = _NUMBER
     compute = staticmethod(np.abs)
@@ -123,17 +126,19 @@ class Abs(_Unary):
         return (cotangents[0] * operands[0].sign(),)  # d|x| = sign(x) dx
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Sign(_Unary):
     """-1, 0 or 1; 0 for -0, nan for nan. The gradient is 0."""
+
+    __slots__ = ()
 
     accepts = _NUMBER
     compute = staticmethod(np.sign)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Exp(_Unary):
     """e**x."""
+
+    __slots__ = ()
 
     compute = staticmethod(np.exp)
 
@@ -141,9 +146,10 @@ class Exp(_Unary):
         return (cotangents[0] * results[0],)  # d exp(x) = exp(x) dx
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Expm1(_Unary):
     """e**x - 1, accurate near 0."""
+
+    __slots__ = ()
 
     compute = staticmethod(np.expm1)
 
@@ -151,9 +157,10 @@ class Expm1(_Unary):
         return (cotangents[0] * (results[0] + 1.0),)  # d expm1(x) = (expm1(x) + 1) dx
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Log(_PositiveUnary):
     """Natural logarithm: -inf at 0, nan below."""
+
+    __slots__ = ()
 
     compute = staticmethod(np.log)
 
@@ -161,9 +168,10 @@ class Log(_PositiveUnary):
         return (cotangents[0] / operands[0],)  # d log(x) = dx / x
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Log1p(_PositiveUnary):
     """log(1 + x), accurate near 0."""
+
+    __slots__ = ()
 
     compute = staticmethod(np.log1p)
 
@@ -171,9 +179,10 @@ class Log1p(_PositiveUnary):
         return (cotangents[0] / (operands[0] + 1.0),)  # d log1p(x) = dx / (1 + x)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Sqrt(_PositiveUnary):
     """Square root, correctly rounded: nan below 0, -0 at -0."""
+
+    __slots__ = ()
 
     compute = staticmethod(np.sqrt)
 
@@ -181,9 +190,10 @@ class Sqrt(_PositiveUnary):
         return (cotangents[0] * 0.5 / results[0],)  # d sqrt(x) = dx / (2 sqrt(x))
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Rsqrt(_PositiveUnary):
     """1 / sqrt(x), as that quotient: inf at 0."""
+
+    __slots__ = ()
 
     @staticmethod
     def compute(x: np.ndarray) -> np.ndarray:
@@ -193,9 +203,10 @@ class Rsqrt(_PositiveUnary):
         return (cotangents[0] * -0.5 * results[0] / operands[0],)  # d x^-1/2 = -1/2 x^-3/2 dx
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Tanh(_Unary):
     """Hyperbolic tangent."""
+
+    __slots__ = ()
 
     compute = staticmethod(np.tanh)
 
@@ -203,9 +214,10 @@ class Tanh(_Unary):
         return (cotangents[0] * (1.0 - results[0] * results[0]),)  # d tanh = (1 - tanh^2) dx
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Sigmoid(_Unary):
     """1 / (1 + e**-x), without overflow."""
+
+    __slots__ = ()
 
     @staticmethod
     def compute(x: np.ndarray) -> np.ndarray:
@@ -220,9 +232,10 @@ class Sigmoid(_Unary):
 _erf64 = np.vectorize(math.erf, otypes=[np.float64])
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Erf(_Unary):
     """The error function."""
+
+    __slots__ = ()
 
     @staticmethod
     def compute(x: np.ndarray) -> np.ndarray:
@@ -233,9 +246,10 @@ class Erf(_Unary):
         return (cotangents[0] * (-(x * x)).exp() * (2 / math.sqrt(math.pi)),)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Sin(_Unary):
     """Sine of radians."""
+
+    __slots__ = ()
 
     compute = staticmethod(np.sin)
 
@@ -243,9 +257,10 @@ class Sin(_Unary):
         return (cotangents[0] * operands[0].cos(),)  # d sin(x) = cos(x) dx
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Cos(_Unary):
     """Cosine of radians."""
+
+    __slots__ = ()
 
     compute = staticmethod(np.cos)
 
@@ -253,37 +268,42 @@ class Cos(_Unary):
         return (-(cotangents[0] * operands[0].sin()),)  # d cos(x) = -sin(x) dx
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Floor(_Unary):
     """The largest integer not above x. The gradient is 0."""
+
+    __slots__ = ()
 
     compute = staticmethod(np.floor)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Ceil(_Unary):
     """The smallest integer not below x. The gradient is 0."""
+
+    __slots__ = ()
 
     compute = staticmethod(np.ceil)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Round(_Unary):
     """The nearest integer, halves to even. The gradient is 0."""
+
+    __slots__ = ()
 
     compute = staticmethod(np.rint)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Trunc(_Unary):
     """The integer part, towards 0. The gradient is 0."""
+
+    __slots__ = ()
 
     compute = staticmethod(np.trunc)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Relu(_Unary):
     """max(x, 0); nan stays nan, -0 becomes 0; the gradient at 0 is 0."""
+
+    __slots__ = ()
 
     accepts = _NUMBER
 
@@ -297,25 +317,28 @@ class Relu(_Unary):
         return (y.gt(y.zeros_like()).where(ct, ct.zeros_like()),)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class LogicalNot(_Unary):
     """not x, of bools."""
+
+    __slots__ = ()
 
     accepts = ("bool",)
     compute = staticmethod(np.logical_not)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class BitNot(_Unary):
     """The complement of each bit."""
+
+    __slots__ = ()
 
     accepts = _BITS
     compute = staticmethod(np.invert)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class IsNan(_Unary):
     """Whether x is nan."""
+
+    __slots__ = ()
 
     to_bool = True
     compute = staticmethod(np.isnan)
@@ -362,9 +385,10 @@ class _Binary(Op):
         return out
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Add(_Binary):
     """lhs + rhs; integers wrap."""
+
+    __slots__ = ()
 
     compute = staticmethod(np.add)
 
@@ -372,9 +396,10 @@ class Add(_Binary):
         return cotangents[0], cotangents[0]  # d(x + y) = dx + dy
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Sub(_Binary):
     """lhs - rhs; integers wrap."""
+
+    __slots__ = ()
 
     compute = staticmethod(np.subtract)
 
@@ -382,9 +407,10 @@ class Sub(_Binary):
         return cotangents[0], -cotangents[0]  # d(x - y) = dx - dy
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Mul(_Binary):
     """lhs * rhs; integers wrap."""
+
+    __slots__ = ()
 
     compute = staticmethod(np.multiply)
 
@@ -393,9 +419,10 @@ class Mul(_Binary):
         return ct * y, ct * x  # d(xy) = y dx + x dy
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Div(_Binary):
     """lhs / rhs, of floats."""
+
+    __slots__ = ()
 
     accepts = _FLOAT
     compute = staticmethod(np.divide)
@@ -420,16 +447,18 @@ def _mod(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.asarray(x - np.floor(x / y) * y)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class FloorDiv(_Binary):
     """floor(lhs / rhs); an integer divided by 0 gives 0. The gradient is 0."""
+
+    __slots__ = ()
 
     compute = staticmethod(_floor_div)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Mod(_Binary):
     """lhs - floor(lhs / rhs) * rhs, with rhs's sign; an integer modulo 0 gives 0."""
+
+    __slots__ = ()
 
     compute = staticmethod(_mod)
 
@@ -449,9 +478,10 @@ class Mod(_Binary):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Pow(_Binary):
     """lhs ** rhs, of floats: IEEE's pow. x**0 and 1**y are 1; a negative to a fraction is nan."""
+
+    __slots__ = ()
 
     accepts = _FLOAT
     compute = staticmethod(np.power)
@@ -485,9 +515,10 @@ def _pick_grad(op: Op, operands: Grad, cotangents: Grad, wins: str) -> Grad:
     return tie.where(half, left.where(ct, zero)), tie.where(half, left.where(zero, ct))
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Maximum(_Binary):
     """The larger; nan if either is nan. At a tie the gradient goes half to each."""
+
+    __slots__ = ()
 
     accepts = _ANY
     compute = staticmethod(np.maximum)
@@ -496,9 +527,10 @@ class Maximum(_Binary):
         return _pick_grad(self, operands, cotangents, "gt")
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Minimum(_Binary):
     """The smaller; nan if either is nan. At a tie the gradient goes half to each."""
+
+    __slots__ = ()
 
     accepts = _ANY
     compute = staticmethod(np.minimum)
@@ -507,54 +539,60 @@ class Minimum(_Binary):
         return _pick_grad(self, operands, cotangents, "lt")
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Eq(_Binary):
     """lhs == rhs; false for nan."""
+
+    __slots__ = ()
 
     accepts = _ANY
     to_bool = True
     compute = staticmethod(np.equal)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Ne(_Binary):
     """lhs != rhs; true for nan."""
+
+    __slots__ = ()
 
     accepts = _ANY
     to_bool = True
     compute = staticmethod(np.not_equal)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Lt(_Binary):
     """lhs < rhs; false for nan."""
+
+    __slots__ = ()
 
     accepts = _ANY
     to_bool = True
     compute = staticmethod(np.less)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Le(_Binary):
     """lhs <= rhs; false for nan."""
+
+    __slots__ = ()
 
     accepts = _ANY
     to_bool = True
     compute = staticmethod(np.less_equal)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Gt(_Binary):
     """lhs > rhs; false for nan."""
+
+    __slots__ = ()
 
     accepts = _ANY
     to_bool = True
     compute = staticmethod(np.greater)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Ge(_Binary):
     """lhs >= rhs; false for nan."""
+
+    __slots__ = ()
 
     accepts = _ANY
     to_bool = True

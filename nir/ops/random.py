@@ -113,9 +113,10 @@ class _RandomFloat(_Random):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class RandomUniform(_RandomFloat):
     """Uniform in [0, 1): multiples of 2**-24, from the words of `RandomBits`."""
+
+    __slots__ = ()
 
     def ref(self, key: np.ndarray, counter: np.ndarray) -> tuple[np.ndarray, ...]:
         (bits,) = RandomBits(self.key, self.counter, self.shape).ref(key, counter)
@@ -129,12 +130,13 @@ class RandomUniform(_RandomFloat):
         return (_unit(key.random_bits(counter, self.shape), self.dtype),)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class RandomNormal(_RandomFloat):
     """Standard normal by Box-Muller: sqrt(-2 log(1 - u)) cos(2 pi v).
 
     u are the uniforms from ``counter`` on, v those of the ceil(n / 4) blocks after them.
     """
+
+    __slots__ = ()
 
     def ref(self, key: np.ndarray, counter: np.ndarray) -> tuple[np.ndarray, ...]:
         draw = RandomUniform(self.key, self.counter, self.shape, self.dtype)

@@ -72,9 +72,10 @@ class _Reduce(Op):
         return out
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Sum(_Reduce):
     """The sum; 0 of nothing. Integers wrap."""
+
+    __slots__ = ()
 
     def ref(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         with np.errstate(all="ignore"):
@@ -88,9 +89,10 @@ class Sum(_Reduce):
         return (self.spread(cotangents[0], operands[0]),)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Mean(_Reduce):
     """The sum divided by the number of elements; nan of nothing."""
+
+    __slots__ = ()
 
     accepts = ("float",)
 
@@ -112,9 +114,10 @@ class Mean(_Reduce):
         return (total / total.full_like(prod(x.shape[a] for a in self.axes)),)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Prod(_Reduce):
     """The product; 1 of nothing. The gradient is the product of the others, zeros included."""
+
+    __slots__ = ()
 
     def ref(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         with np.errstate(all="ignore"):
@@ -137,8 +140,9 @@ class Prod(_Reduce):
         return (left.eq(zero).where(others, zero) * self.spread(ct, x),)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class _Extreme(_Reduce):
+    __slots__ = ()
+
     accepts = ("float", "int", "uint", "bool")
 
     def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
@@ -160,25 +164,28 @@ def _highest(dtype: np.dtype) -> Any:
     return np.iinfo(dtype).max if dtype.kind in "iu" else np.inf
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Max(_Extreme):
     """The largest; nan if any is nan; the lowest value of the dtype (-inf) of nothing."""
+
+    __slots__ = ()
 
     def ref(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         return (np.asarray(np.max(x, axis=self.axes, initial=_lowest(x.dtype))).astype(x.dtype),)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Min(_Extreme):
     """The smallest; nan if any is nan; the highest value of the dtype (inf) of nothing."""
+
+    __slots__ = ()
 
     def ref(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         return (np.asarray(np.min(x, axis=self.axes, initial=_highest(x.dtype))).astype(x.dtype),)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class LogSumExp(_Reduce):
     """log(sum(exp(x))), stable: the maximum is taken out first. -inf of nothing."""
+
+    __slots__ = ()
 
     accepts = ("float",)
 
@@ -233,17 +240,19 @@ class _Arg(Op):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class ArgMax(_Arg):
     """Index (i64) of the largest along ``axis``: the first on ties, the first nan if any."""
+
+    __slots__ = ()
 
     def ref(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         return (np.asarray(np.argmax(x, self.axis)).astype(np.int64),)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class ArgMin(_Arg):
     """Index (i64) of the smallest along ``axis``: the first on ties, the first nan if any."""
+
+    __slots__ = ()
 
     def ref(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         return (np.asarray(np.argmin(x, self.axis)).astype(np.int64),)

@@ -54,51 +54,58 @@ class Where(Op):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class _Logical(_Binary):
+    __slots__ = ()
+
     accepts = ("bool",)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class LogicalAnd(_Logical):
     """lhs and rhs, of bools."""
+
+    __slots__ = ()
 
     compute = staticmethod(np.logical_and)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class LogicalOr(_Logical):
     """lhs or rhs, of bools."""
+
+    __slots__ = ()
 
     compute = staticmethod(np.logical_or)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class LogicalXor(_Logical):
     """Exactly one of lhs and rhs, of bools."""
+
+    __slots__ = ()
 
     compute = staticmethod(np.logical_xor)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class BitAnd(_Binary):
     """lhs & rhs, of integers or bools."""
+
+    __slots__ = ()
 
     accepts = _BITS
     compute = staticmethod(np.bitwise_and)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class BitOr(_Binary):
     """lhs | rhs, of integers or bools."""
+
+    __slots__ = ()
 
     accepts = _BITS
     compute = staticmethod(np.bitwise_or)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class BitXor(_Binary):
     """lhs ^ rhs, of integers or bools."""
+
+    __slots__ = ()
 
     accepts = _BITS
     compute = staticmethod(np.bitwise_xor)
@@ -108,8 +115,9 @@ def _bits(x: np.ndarray) -> int:
     return x.dtype.itemsize * 8
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class _Shift(_Binary):
+    __slots__ = ()
+
     accepts = _INTEGER
 
     @classmethod
@@ -126,9 +134,10 @@ class _Shift(_Binary):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class ShiftLeft(_Shift):
     """lhs << rhs; 0 where rhs is negative or not below the width."""
+
+    __slots__ = ()
 
     @staticmethod
     def compute(x: np.ndarray, n: np.ndarray) -> np.ndarray:
@@ -137,9 +146,10 @@ class ShiftLeft(_Shift):
         return np.asarray(np.where(ok, shifted, x.dtype.type(0)))
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class ShiftRight(_Shift):
     """lhs >> rhs, copies of the sign shifted in; the sign alone where rhs is out of range."""
+
+    __slots__ = ()
 
     @staticmethod
     def compute(x: np.ndarray, n: np.ndarray) -> np.ndarray:
@@ -147,9 +157,10 @@ class ShiftRight(_Shift):
         return np.asarray(np.right_shift(x, np.where(ok, n, n.dtype.type(_bits(x) - 1))))
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class ShiftRightLogical(_Shift):
     """lhs >> rhs, zeros shifted in; 0 where rhs is negative or not below the width."""
+
+    __slots__ = ()
 
     @staticmethod
     def compute(x: np.ndarray, n: np.ndarray) -> np.ndarray:
