@@ -28,6 +28,28 @@ def make(state: Mapping[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     return out
 
 
+def inference(state: Mapping[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
+    """New values for ``state`` of a trained net's kind: every number counts, and none grows.
+
+    Matrices and kernels are normal with variance 1 / fan in, statistics and scales vary about
+    PyTorch's initial ones.
+    """
+    rng = np.random.default_rng(seed)
+    out: dict[str, np.ndarray] = {}
+    for path in sorted(state):
+        shape = tuple(int(n) for n in state[path].shape)
+        noise = rng.standard_normal(shape).astype(np.float32)
+        if path.endswith("num_batches_tracked"):
+            out[path] = np.zeros(shape, np.int64)
+        elif path.endswith("running_var"):
+            out[path] = 0.5 + noise * noise
+        elif len(shape) > 1:
+            out[path] = noise / np.float32(np.sqrt(np.prod(shape[1:])))
+        else:
+            out[path] = np.float32(_is_scale(path, state)) + np.float32(0.1) * noise
+    return out
+
+
 def _is_scale(path: str, state: Mapping[str, Any]) -> bool:
     return path.endswith(".weight") and len(state[path].shape) == 1
 
