@@ -57,8 +57,11 @@ demo: build
 	$(PYTHON) -m examples.demo $(if $(DATA),--data $(DATA)) $(if $(EPOCHS),--epochs $(EPOCHS)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(BATCH),--batch $(BATCH))
 
+# Beside the peers that are installed (`pip install -e .[bench]` is not done here); BENCH= options,
+# such as BENCH="--only resnet9 --report docs".
+BENCH ?=
 bench: build
-	$(PYTHON) -m benchmarks
+	$(PYTHON) -m benchmarks $(BENCH)
 
 lint: $(SETUP)
 	$(PYTHON) -m ruff check .

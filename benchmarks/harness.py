@@ -4,18 +4,22 @@ Every peer has its own process and the same number of threads. Rounds alternate 
 so that a machine that slows down slows all of them; a time is the median of the rounds, its spread
 the interquartile range over the median. No ratio is given where a spread says that it would be
 noise.
+
+A peer that keeps compiled code on disk runs twice: once with an empty cache, for the time of its
+first call, and then in a new process with what the first left, in which it is timed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +32,30 @@ _THREAD_VARIABLES = (
     "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
     "NIR_NUM_THREADS",
+    "TVM_NUM_THREADS",
 )
+# By package: the variable that says where compiled code is kept, and what else turns that on.
+_CACHES: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "nir": ("NIR_CACHE_DIR", {}),
+    "torch_compile": ("TORCHINDUCTOR_CACHE_DIR", {}),
+    "jax": (
+        "JAX_COMPILATION_CACHE_DIR",
+        {
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        },
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one peer did on one workload. Times in seconds."""
+    """What one peer did on one workload. Times in seconds.
+
+    ``first_call`` starts from an empty cache, ``first_call_cached`` (0 for peers without one) from
+    a full one. ``peak_bytes`` is the most that the process ever held, ``step_bytes`` the most
+    during steps less what was resident after import, and less parameters and optimiser state.
+    """
 
     workload: str
     peer: str
@@ -43,8 +65,10 @@ class Measurement:
     rounds: list[float] = field(default_factory=list)
     build: float = 0.0
     first_call: float = 0.0
+    first_call_cached: float = 0.0
     peak_bytes: int = 0
-    values: list[float] = field(default_factory=list)
+    step_bytes: int = 0
+    values: list[list[float]] = field(default_factory=list)
     error: str = ""
 
 
@@ -53,14 +77,16 @@ class PeerError(Exception):
 
 
 class _Peer:
-    def __init__(self, workload: str, name: str, threads: int) -> None:
+    def __init__(self, workload: str, name: str, threads: int, cache: Path) -> None:
         self.name = name
         self.times: list[float] = []
         environment = {**os.environ, **{v: str(threads) for v in _THREAD_VARIABLES}}
+        if (keeps := _cache_of(name)) is not None:
+            environment |= {keeps[0]: str(cache), **keeps[1]}
         # A file, since a pipe that nobody reads would stop a talkative peer.
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", workload, name],
+            [sys.executable, "-m", "benchmarks.worker", workload, name, str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -91,41 +117,82 @@ class _Peer:
         self.log.close()
 
 
+def _cache_of(peer: str) -> tuple[str, Mapping[str, str]] | None:
+    return _CACHES.get(peer) or _CACHES.get(workloads.package(peer))
+
+
 def measure(
-    workload: str, peers: Sequence[str], *, threads: int, rounds: int, seconds: float
+    workload: str,
+    peers: Sequence[str],
+    *,
+    threads: int,
+    rounds: int,
+    seconds: float,
+    caches: Path | None = None,
 ) -> list[Measurement]:
-    """Every peer on ``workload``; one that fails has its ``error`` filled in."""
+    """Every peer on ``workload``; one that fails has its ``error`` filled in.
+
+    ``caches`` is a folder for the caches of peers, with the times of the first calls that filled
+    them: a later run takes both from there. nir's own cache is always made anew.
+    """
     running: dict[str, _Peer] = {}
     results: dict[str, dict[str, Any]] = {}
-    try:
-        for name in peers:  # one after the other: builds do not disturb each other
-            peer = _Peer(workload, name, threads)
-            try:
-                hello = peer.read()
-                checked = peer.ask(f"check {workloads.load(workload).check_steps - 1}")
-            except PeerError as error:
-                peer.close()
-                results[name] = {"error": str(error)}
-                continue
-            running[name] = peer
-            results[name] = {
-                "version": hello["version"],
-                "build": hello["build_seconds"],
-                "first_call": hello["first_call_seconds"],
-                "values": [hello["value"], *checked["values"]],
-            }
-        for i in range(rounds + 1):
+    check_steps = workloads.load(workload).check_steps
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            for name in peers:  # one after the other: builds do not disturb each other
+                cache = Path(caches or temporary).absolute() / workload / name
+                peer: _Peer | None = None
+                try:
+                    cold = _first_call(workload, name, threads, cache)
+                    peer = _Peer(workload, name, threads, cache)
+                    hello = peer.read()
+                    checked = peer.ask(f"check {check_steps - 1}")
+                    memory = peer.ask("memory")
+                except PeerError as error:
+                    if peer is not None:
+                        peer.close()
+                    results[name] = {"error": str(error)}
+                    continue
+                running[name] = peer
+                first = hello["first_call_seconds"]
+                results[name] = {
+                    "version": hello["version"],
+                    "build": hello["build_seconds"],
+                    "first_call": first if cold is None else cold,
+                    "first_call_cached": 0.0 if cold is None else first,
+                    "values": [hello["value"], *checked["values"]],
+                    **memory,
+                }
+            for i in range(rounds + 1):
+                for peer in running.values():
+                    taken = peer.ask(f"time {seconds}")["step_seconds"]
+                    if i > 0:  # the first round warms up
+                        peer.times.append(taken)
+            for name, peer in running.items():
+                results[name] |= summary(peer.times)
+        finally:
             for peer in running.values():
-                taken = peer.ask(f"time {seconds}")["step_seconds"]
-                if i > 0:  # the first round warms up
-                    peer.times.append(taken)
-        for name, peer in running.items():
-            results[name] |= summary(peer.times)
-            results[name]["peak_bytes"] = peer.ask("quit")["peak_bytes"]
-    finally:
-        for peer in running.values():
-            peer.close()
+                peer.close()
     return [Measurement(workload, name, **results[name]) for name in peers]
+
+
+def _first_call(workload: str, name: str, threads: int, cache: Path) -> float | None:
+    """Seconds of ``name``'s first call from an empty cache, which it fills; None without one."""
+    if _cache_of(name) is None:
+        return None
+    noted = cache.with_suffix(".first_call")
+    if noted.exists() and workloads.package(name) != "nir":
+        return float(noted.read_text())
+    shutil.rmtree(cache, ignore_errors=True)
+    cache.mkdir(parents=True)
+    peer = _Peer(workload, name, threads, cache)
+    try:
+        seconds = float(peer.read()["first_call_seconds"])
+    finally:
+        peer.close()
+    noted.write_text(str(seconds))
+    return seconds
 
 
 def summary(times: Sequence[float]) -> dict[str, Any]:
@@ -138,43 +205,27 @@ def disagreement(measured: Sequence[Measurement], tolerance: float) -> str:
     """How the peers' numbers differ by more than ``tolerance``; "" if they agree."""
     done = [m for m in measured if not m.error]
     for other in done[1:]:
-        for i, (a, b) in enumerate(zip(done[0].values, other.values, strict=True)):
-            if not abs(a - b) <= tolerance * max(abs(a), abs(b)):
-                return f"step {i + 1}: {done[0].peer} gives {a:.6g}, {other.peer} gives {b:.6g}"
+        for i, (mine, theirs) in enumerate(zip(done[0].values, other.values, strict=True)):
+            if len(mine) != len(theirs):
+                return f"step {i + 1}: {done[0].peer} and {other.peer} give unlike shapes"
+            scale = max(map(abs, [*mine, *theirs]))
+            for a, b in zip(mine, theirs, strict=True):
+                if not abs(a - b) <= tolerance * scale:
+                    return f"step {i + 1}: {done[0].peer} gives {a:.6g}, {other.peer} gives {b:.6g}"
     return ""
 
 
-def ratio(base: Measurement, other: Measurement) -> str:
-    """``other``'s time over ``base``'s, or why there is none."""
-    if base.error or other.error:
-        return "-"
-    worst = max(base.spread, other.spread)
-    if worst > MAX_SPREAD:
-        return f"too noisy ({worst:.0%})"
-    return f"{other.median / base.median:.2f}x"
+def speedup(base: Measurement, other: Measurement) -> float | None:
+    """``other``'s time over ``base``'s; None where one failed or the noise is too great."""
+    if base.error or other.error or max(base.spread, other.spread) > MAX_SPREAD:
+        return None
+    return other.median / base.median
 
 
-def report(measured: Sequence[Measurement]) -> str:
-    """The measurements of one workload as a table; ratios are to the first peer."""
-    workload = workloads.load(measured[0].workload)
-    lines = [
-        workload.title,
-        f"  {'peer':<14} {'ms/step':>9} {'spread':>7} {'best':>9} {'ratio':>16} "
-        f"{'first call':>11} {'peak MiB':>9}  version",
-    ]
-    for m in measured:
-        if m.error:
-            lines.append(f"  {m.peer:<14} failed: {m.error}")
-            continue
-        lines.append(
-            f"  {m.peer:<14} {m.median * 1e3:9.3f} {m.spread:7.1%} {min(m.rounds) * 1e3:9.3f} "
-            f"{ratio(measured[0], m):>16} {m.first_call:9.2f} s "
-            f"{m.peak_bytes / 2**20:9.0f}  {m.version}"
-        )
-    if sum(not m.error for m in measured) > 1:
-        wrong = disagreement(measured, workload.tolerance)
-        lines.append(f"  results DISAGREE: {wrong}" if wrong else "  results agree")
-    return "\n".join(lines)
+def best_peer(measured: Sequence[Measurement]) -> Measurement | None:
+    """The fastest of the peers, which are all but nir itself in either of its faces."""
+    others = [m for m in measured if not m.error and workloads.package(m.peer) != "nir"]
+    return min(others, key=lambda m: m.median, default=None)
 
 
 def machine() -> dict[str, Any]:
@@ -190,8 +241,3 @@ def machine() -> dict[str, Any]:
         "load": os.getloadavg()[0],
         "python": sys.version.split()[0],
     }
-
-
-def to_json(measured: Sequence[Measurement], **context: Any) -> str:
-    document: Mapping[str, Any] = {**context, "measurements": [asdict(m) for m in measured]}
-    return json.dumps(document, indent=1)

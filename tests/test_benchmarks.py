@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks import harness, weights, workloads
+from benchmarks import harness, report, roof, weights, worker, workloads
 from benchmarks.harness import Measurement
 
 
 def measured(peer: str, times: list[float], values: list[float] | None = None) -> Measurement:
-    return Measurement("resnet9", peer, values=values or [1.0], **harness.summary(times))
+    return Measurement(
+        "resnet9", peer, values=[[v] for v in values or [1.0]], **harness.summary(times)
+    )
 
 
 QUIET = [1.0, 1.01, 0.99, 1.0, 1.02, 0.98, 1.0, 1.01, 0.99, 1.0]
@@ -26,11 +30,11 @@ def test_summary_is_median_and_interquartile_range() -> None:
 
 def test_ratio_is_refused_where_it_would_be_noise() -> None:
     base = measured("nir", QUIET)
-    assert harness.ratio(base, measured("torch", [2 * t for t in QUIET])) == "2.00x"
+    assert report.ratio(base, measured("torch", [2 * t for t in QUIET])) == "2.00x"
     noisy = [1.0, 1.5, 2.0, 1.0, 1.6, 2.2, 1.1, 1.9, 1.3, 2.0]
-    assert harness.ratio(base, measured("torch", noisy)).startswith("too noisy")
-    assert harness.ratio(measured("nir", noisy), base).startswith("too noisy")
-    assert harness.ratio(base, Measurement("resnet9", "torch", error="no torch")) == "-"
+    assert report.ratio(base, measured("torch", noisy)).startswith("too noisy")
+    assert report.ratio(measured("nir", noisy), base).startswith("too noisy")
+    assert report.ratio(base, Measurement("resnet9", "torch", error="no torch")) == "-"
 
 
 def test_disagreement_names_step_and_peers() -> None:
@@ -42,8 +46,58 @@ def test_disagreement_names_step_and_peers() -> None:
     assert nan.startswith("step 1")
 
 
+def test_arrays_are_compared_at_the_scale_of_their_largest_element() -> None:
+    array = np.linspace(-3, 3, 1000, dtype=np.float32).reshape(10, 100)
+    sent = worker.numbers(array)
+    assert len(sent) == 66 and sent[0] == -3 and sent[-1] == pytest.approx(1.5, abs=0.01)
+    near, far = (
+        Measurement("resnet9", "torch", values=[worker.numbers(array + d)]) for d in (1e-4, 1e-1)
+    )
+    base = Measurement("resnet9", "nir", values=[sent])
+    assert harness.disagreement([base, near], 1e-3) == ""
+    assert "step 1" in harness.disagreement([base, far], 1e-3)
+
+
+def test_best_peer_and_geometric_mean() -> None:
+    rows = {
+        "resnet9": [measured(p, [t * f for t in QUIET]) for p, f in PEERS],
+        "lstm": [measured("nir", QUIET), measured("torch", [8 * t for t in QUIET])],
+        "mlp_resnet": [measured("nir", QUIET)],
+    }
+    best = harness.best_peer(rows["resnet9"])
+    assert best is not None and best.peer == "jax" and harness.best_peer(rows["mlp_resnet"]) is None
+    mean, count = report.geometric_mean(rows)
+    assert count == 2 and mean == pytest.approx(4.0)  # of 2 and 8
+
+
+PEERS = [("nir", 1.0), ("needle", 0.5), ("torch", 3.0), ("jax", 2.0)]
+
+
+def test_report_is_written_and_read_again(tmp_path: Path) -> None:
+    rows = {"resnet9": [measured(p, [t * f for t in QUIET]) for p, f in PEERS]}
+    context = {"cpu": "a CPU", "threads": 2, "roofs": [
+        {"threads": 2, "fma": 200.0, "triad": 40.0, "read": 30.0}
+    ]}  # fmt: skip
+    saved = tmp_path / "a.json"
+    saved.write_text(report.to_json(rows["resnet9"], **context))
+    again, found = report.from_json([saved])
+    assert again == rows and found == context
+    (tmp_path / "README.md").write_text("before\n<!-- benchmarks -->\n<!-- end of benchmarks -->\n")
+    report.write(again, found, tmp_path / "docs")
+    table = (tmp_path / "docs" / "benchmarks.md").read_text()
+    assert "2.00x" in table and "a CPU" in table and "200 GFLOP/s" in table
+    assert (tmp_path / "docs" / "benchmarks.png").stat().st_size > 1000
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.startswith("before") and "(jax)" in readme and "2.00x" in readme
+
+
+def test_roofs_are_measured() -> None:
+    r = roof.measure(1)
+    assert r.fma > 1 and r.triad > 0.1 and r.read > 0.1
+
+
 def test_report() -> None:
-    text = harness.report(
+    text = report.text(
         [measured("nir", QUIET), Measurement("resnet9", "torch", error="ImportError: torch")]
     )
     assert "ResNet-9" in text and "failed: ImportError: torch" in text
@@ -81,10 +135,11 @@ def test_measure_runs_workers() -> None:
     assert m.error == "" and m.median > 0 and len(m.rounds) == 10
     assert len(m.values) == 3 and m.values[2] < m.values[0]
     assert m.first_call > 0 and m.peak_bytes > 1 << 20
-    document = json.loads(harness.to_json([m], threads=1))
+    assert m.first_call_cached > 0 and 0 < m.step_bytes < m.peak_bytes
+    document = json.loads(report.to_json([m], threads=1))
     assert document["threads"] == 1 and document["measurements"][0]["peer"] == "nir"
 
 
 def test_failing_peer_is_reported() -> None:
     (m,) = harness.measure("mlp_resnet", ["no_such_peer"], threads=1, rounds=10, seconds=0.01)
-    assert "KeyError" in m.error
+    assert "ModuleNotFoundError" in m.error

@@ -1,10 +1,11 @@
 """An LSTM language model: 10,000 words, embedding 128, two layers of 256, 35 x 16 tokens."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from benchmarks import needle_face, training, weights
+from benchmarks import flops, needle_face, training, weights
 from benchmarks.workloads import Step, Workload
 
 _WORDS, _EMBEDDING, _HIDDEN, _LAYERS, _TIME, _BATCH = 10_000, 128, 256, 2, 35, 16
@@ -33,11 +34,17 @@ def _nir() -> Step:
     return training.nir_step(Model(), _batches(), (f"i64[{_TIME},{_BATCH}]",) * 2)
 
 
-def _torch(compiled: bool = False) -> Step:
+def _torch_model() -> Any:
     from benchmarks.torch_twins import LanguageModel
 
-    model = LanguageModel(_WORDS, _EMBEDDING, _HIDDEN, _LAYERS)
-    return training.torch_step(model, _batches(), compiled)
+    return LanguageModel(_WORDS, _EMBEDDING, _HIDDEN, _LAYERS)
+
+
+def _jax() -> Step:
+    from benchmarks.jax_twins import lstm, lstm_shapes
+
+    shapes = lstm_shapes(_WORDS, _EMBEDDING, _HIDDEN, _LAYERS)
+    return training.jax_step(partial(lstm, layers=_LAYERS), shapes, _batches())
 
 
 def _needle() -> Step:
@@ -63,12 +70,23 @@ def _weights() -> dict[str, np.ndarray]:
     return {path: made[path] for path in shapes}
 
 
+_ROWS = _TIME * _BATCH
+_GATES = 4 * _HIDDEN
+
 WORKLOAD = Workload(
     title="LSTM language model training step, 35 x 16 tokens: forward, backward, Adam",
+    kind="training",
+    flops=3
+    * (
+        flops.linear(_ROWS, _EMBEDDING, _GATES)
+        + 3 * flops.linear(_ROWS, _HIDDEN, _GATES)
+        + flops.linear(_ROWS, _HIDDEN, _WORDS)
+    ),
+    parameters=4_771_600,
     peers={
         "nir": _nir,
         "needle": _needle,
-        "torch": _torch,
-        "torch_compile": lambda: _torch(compiled=True),
+        **training.torch_peers(_torch_model, _batches),
+        "jax": _jax,
     },
 )
