@@ -16,7 +16,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
     parser.add_argument("table", choices=kernels.names())
     parser.add_argument("--only", default="", help="cases whose group or name match this pattern")
-    parser.add_argument("--peers", default="torch,numpy,jax", help="comma-separated")
+    parser.add_argument(
+        "--peers", default="torch,torch_last,torch_blocked,numpy,jax", help="comma-separated"
+    )
     parser.add_argument("--threads", default="1,2", help="numbers of threads, comma-separated")
     parser.add_argument("--rounds", type=int, default=11, help="at least 10")
     parser.add_argument("--seconds", type=float, default=0.01, help="least length of a round")
