@@ -1,5 +1,6 @@
 """Runs the cases of a table: peers in processes of their own, in alternating rounds.
 
+While one peer runs the others are stopped: some spin for 20 ms after their work.
 A time is the median of the rounds, its spread the interquartile range over the median. A case on
 which nir is slower than ``RETRY`` of the best peer, or with a spread above ``MAX_SPREAD``, is
 measured again with twice the rounds before it is reported.
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -77,7 +79,9 @@ class _Worker:
         )
 
     def ask(self, question: str) -> dict[str, Any]:
+        """The answer to ``question``; the process runs only meanwhile."""
         assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.send_signal(signal.SIGCONT)
         self.process.stdin.write(question + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
@@ -85,6 +89,7 @@ class _Worker:
             self.log.seek(0)
             said = self.log.read().decode(errors="replace").strip().splitlines()
             raise RuntimeError(f"{self.peer} ended: {said[-1] if said else self.process.wait()}")
+        self.process.send_signal(signal.SIGSTOP)
         reply: dict[str, Any] = json.loads(line)
         return reply
 

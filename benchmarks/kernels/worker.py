@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from typing import Any
@@ -21,6 +23,7 @@ _SAMPLES = 500
 
 
 def main() -> None:
+    _end_with_parent()
     table, peer, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
     replies = sys.stdout
     sys.stdout = sys.stderr  # what a peer prints must not end up among the replies
@@ -45,6 +48,12 @@ def main() -> None:
             case _:
                 raise ValueError(f"expected case or time, got {line!r}")
         print(json.dumps(reply), file=replies, flush=True)
+
+
+def _end_with_parent() -> None:
+    """A stopped process would not see its standard input end."""
+    set_on_death = 1  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(set_on_death, signal.SIGKILL)
 
 
 def _limit_threads(peer: str, threads: int) -> None:
