@@ -6,6 +6,7 @@
     python -m nir opt   model.nir --passes simplify,cse -o smaller.nir
     python -m nir diff  before.nir after.nir
     python -m nir flow  model.nir -o model.graphml
+    python -m nir profile model.nir --size B=128 --trace trace.json
 
 Exit status: 0 done, 1 the graphs of `diff` differ, 2 an error.
 """
@@ -21,18 +22,21 @@ from typing import Any
 import numpy as np
 
 from nir import flags
+from nir.compile import compile_graph
 from nir.errors import NirError
 from nir.ir.compare import compare
 from nir.ir.diff import diff
 from nir.ir.dump import Dumper, op_counts
 from nir.ir.graph import Graph
 from nir.ir.interp import random_inputs, run
+from nir.ir.op import Value
 from nir.ir.program import Target
 from nir.ir.text import print_graph, read_graph, write_graph
 from nir.ir.to_networkx import to_networkx
 from nir.ir.types import dtype
 from nir.ir.verify import verify
 from nir.passes.pipeline import PASSES, run_pipeline
+from nir.runtime import Executable, Roofs, load
 from nir.targets import cpu
 
 
@@ -87,6 +91,23 @@ def _parser() -> argparse.ArgumentParser:
     compared.add_argument("second")
     compared.add_argument("--limit", type=int, default=40, help="print at most so many lines")
     compared.set_defaults(command=_diff)
+
+    measured = commands.add_parser(
+        "profile", help="time a graph or a package (.nirp) by line, call or kernel"
+    )
+    measured.add_argument("file")
+    measured.add_argument(
+        "--size", action="append", default=[], metavar="B=8", help="the value of a symbolic size"
+    )
+    measured.add_argument("--inputs", metavar="X.npz", help="arrays by input name; else random")
+    measured.add_argument("--runs", type=int, default=5, help="measured runs")
+    measured.add_argument("--by", choices=("line", "call", "kernel"), default="line")
+    measured.add_argument("--limit", type=int, default=40, help="print at most so many rows")
+    measured.add_argument(
+        "--roofs", metavar="GFLOPS,GBPS", help="the machine's, for the share that calls reach"
+    )
+    measured.add_argument("--trace", metavar="OUT.json", help="write a Chrome trace")
+    measured.set_defaults(command=_profile)
 
     flow = commands.add_parser("flow", help="size and longest chain of the data flow")
     flow.add_argument("file")
@@ -196,6 +217,32 @@ def _flow(args: argparse.Namespace) -> int:
     if args.output:
         networkx.write_graphml(flow, args.output)
     return 0
+
+
+def _profile(args: argparse.Namespace) -> int:
+    sizes = dict(_size(text) for text in args.size)
+    package = args.file.endswith(".nirp")
+    executable = load(args.file) if package else compile_graph(verify(read_graph(args.file)))
+    assert isinstance(executable, Executable)
+    p = executable.program
+    signature = Graph(p.name, [Value(i, t) for i, t in enumerate(p.inputs)], [], [], p.input_names)
+    inputs = (
+        _load_inputs(signature, args.inputs) if args.inputs else random_inputs(signature, 0, sizes)
+    )
+    roofs = None if args.roofs is None else _roofs(args.roofs)
+    profile = executable.profile(inputs, args.runs, roofs)
+    print(profile.text(args.by, args.limit))
+    if args.trace:
+        profile.trace(args.trace)
+    return 0
+
+
+def _roofs(text: str) -> Roofs:
+    try:
+        flops, moved = (float(x) * 1e9 for x in text.split(","))
+        return Roofs(flops, moved)
+    except ValueError:
+        raise NirError(f"--roofs: expected GFLOPS,GBPS, got {text!r}") from None
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from nir import flags
 from nir.codegen import CODEGEN_VERSION, LoopKernel, compile_blob, lower_fused, print_llvm
 from nir.errors import UnsupportedError, VerifyError
 from nir.ir.compare import beyond_rounding, worst
-from nir.ir.dim import Dim
+from nir.ir.dim import Dim, symbols, value
 from nir.ir.dump import Dumper
 from nir.ir.graph import Graph, location_text
 from nir.ir.interp import random_inputs, run
@@ -37,7 +37,7 @@ from nir.ir.program import (
 from nir.ops import Cond, Constant, HostCall, Scan, WhileLoop
 from nir.ops.fused import Fused
 from nir.passes.blocks import block_of
-from nir.passes.memory import is_alias
+from nir.passes.memory import is_alias, live_bytes
 from nir.passes.pipeline import run_pipeline
 from nir.runtime import (
     Entry,
@@ -57,9 +57,10 @@ from nir.targets.kernel_call import KernelCall
 def compile_graph(graph: Graph, target: str | Target = "cpu") -> Executable | InterpExecutable:
     """Compile ``graph`` for ``target``: "cpu", or "interp", the reference interpreter.
 
-    A program that was compiled before, in whichever process, comes from the cache on disk. Dumps
-    and verification compile anew. Raises UnsupportedError, with the user's line, for an op that the
-    target can neither run nor take apart.
+    A graph that has a memory plan is lowered already, and taken as it is. A program that was
+    compiled before, in whichever process, comes from the cache on disk. Dumps and verification
+    compile anew. Raises UnsupportedError, with the user's line, for an op that the target
+    can neither run nor take apart.
     """
     start = time.perf_counter()
     machine = resolve_target(target)
@@ -87,7 +88,8 @@ def _compile(graph: Graph, machine: Target, start: float) -> Executable:
     # Host functions may have effects: they run once a run, never for a comparison.
     checked = flags.verify() and not _calls_host(graph)
     inputs = random_inputs(graph) if checked else None
-    lowered = run_pipeline(graph, machine, dump, inputs)
+    planned = graph.plan is not None  # a dump of the last pass
+    lowered = graph if planned else run_pipeline(graph, machine, dump, inputs)
     program, loops, hosts = lower(lowered, machine)
     if dump is not None:
         dump.write_program(program)
@@ -184,7 +186,8 @@ class _Later:
 
     @functools.cached_property
     def lowered(self) -> Graph:
-        return run_pipeline(self.graph, self.machine)
+        planned = self.graph.plan is not None
+        return self.graph if planned else run_pipeline(self.graph, self.machine)
 
     @functools.cached_property
     def loops(self) -> dict[str, LoopKernel]:
@@ -266,11 +269,15 @@ def lower(
 
 @dataclass(frozen=True)
 class _Scope:
-    """A graph while it is lowered: where its arena begins, and the buffers of its outputs."""
+    """A graph while it is lowered: where its arena begins, and the buffers of its outputs.
+
+    ``live`` is what is kept while each op runs, results of the graphs around it included.
+    """
 
     graph: Graph
     arena: Dim
     outputs: Sequence[int]
+    live: Sequence[Dim]
 
     def block(self, position: int) -> Dim:
         assert self.graph.plan is not None
@@ -290,6 +297,7 @@ class _Lowering:
     hosts: dict[str, HostKernel] = field(default_factory=dict)
     controls: list[Loop | Branch] = field(default_factory=list)
     carries: list[Carry] = field(default_factory=list)
+    live: Dim = 0  # at the op that is being lowered
 
     def run(self) -> tuple[Program, dict[str, LoopKernel], dict[str, HostKernel]]:
         graph = self.graph
@@ -299,7 +307,7 @@ class _Lowering:
         outputs = [
             self.buffer(Buffer("output", k, 0, v.type.nbytes)) for k, v in enumerate(graph.outputs)
         ]
-        self.lower_graph(_Scope(graph, 0, outputs))
+        self.lower_graph(_Scope(graph, 0, outputs, live_bytes(graph)))
         program = Program(
             graph.name,
             graph.input_types,
@@ -329,6 +337,7 @@ class _Lowering:
     def lower_graph(self, scope: _Scope) -> None:
         for i, op in enumerate(scope.graph.nodes):
             self.place_results(op, scope)
+            self.live = scope.live[i]
             match op:
                 case Scan() | WhileLoop() | Cond():
                     self.control(op, scope.block(i))
@@ -419,6 +428,7 @@ class _Lowering:
             nbytes = init.type.nbytes
             k = len(self.carries)
             own = self.buffer(Buffer("arena", 0, base + spare, nbytes))
+            self.live = self.live + nbytes
             self.carries.append(Carry(number, self.at[init], self.at[result], own, nbytes))
             before.append(self.buffer(Buffer("before", k, 0, nbytes)))
             after.append(self.buffer(Buffer("after", k, 0, nbytes)))
@@ -428,7 +438,10 @@ class _Lowering:
         self, graph: Graph, arena: Dim, inputs: Sequence[int], outputs: Sequence[int]
     ) -> None:
         self.at.update(zip(graph.inputs, inputs, strict=True))
-        self.lower_graph(_Scope(graph, arena, outputs))
+        outer = self.live
+        live = [outer + own for own in live_bytes(graph, outputs=False)]
+        self.lower_graph(_Scope(graph, arena, outputs, live))
+        self.live = outer
 
     # ---- calls ---------------------------------------------------------------------------------
 
@@ -456,7 +469,8 @@ class _Lowering:
             )
         return Call(
             k.kernel, tuple(args), k.dims, k.rows, k.cols, k.row_grain, k.col_grain,
-            k.scratch, k.work, None, op.name, locs,
+            k.scratch, k.work, None, op.name, locs, op.flops(), op.traffic(),
+            self.live,
         )  # fmt: skip
 
     def call_loop(self, op: Fused) -> None:
@@ -476,6 +490,10 @@ class _Lowering:
                 None,
                 inside,
                 op.locs,
+                op.flops(),
+                op.traffic(),
+                self.live,
+                _shares(op),
             )
         )
 
@@ -490,14 +508,24 @@ class _Lowering:
         )
         epilogue = Epilogue(self.name_of(kernel, op.form), self.loop_args(op, kernel), kernel.dims)
         rest = "+".join(dict.fromkeys(o.name for o in op.body.nodes[1:] if o.kind != "source"))
-        self.calls.append(replace(call, epilogue=epilogue, op=f"{heavy.name}+{rest}"))
+        self.calls.append(
+            replace(
+                call,
+                epilogue=epilogue,
+                op=f"{heavy.name}+{rest}",
+                flops=op.flops(),
+                traffic=op.traffic(),
+                shares=_shares(op),
+            )
+        )
 
     def call_host(self, op: HostCall) -> None:
         kernel = HostKernel(op.ref, [v.type for v in op.operands], [v.type for v in op.results])
         name = f"host{len(self.hosts)}"
         self.hosts[name] = kernel
         args = tuple(self.at[v] for v in (*op.operands, *op.results))
-        self.calls.append(Call(name, args, kernel.dims, op=op.name, locs=op.locs))
+        call = Call(name, args, kernel.dims, op=op.name, locs=op.locs)
+        self.calls.append(replace(call, traffic=op.traffic(), live=self.live))
 
     def loop_args(self, op: Fused, kernel: LoopKernel) -> tuple[int, ...]:
         return tuple(
@@ -513,3 +541,22 @@ class _Lowering:
             name = self.names[code] = f"loop{len(self.names)}_{form}"
             self.loops[name] = kernel
         return name
+
+
+# Symbols take this value where work is shared out among lines.
+_TYPICAL = 64
+
+
+def _shares(op: Fused) -> tuple[tuple[Location, int], ...]:
+    """How much of the region each source line made: by arithmetic, and a little for each op."""
+    if len(op.locs) < 2:
+        return ()
+    weight: dict[Location, float] = dict.fromkeys(op.locs, 0.0)
+    for inner in op.body.nodes:
+        flops = inner.flops()
+        work = 1 + value(flops, dict.fromkeys(symbols(flops), _TYPICAL))
+        own = inner.locs & op.locs or op.locs
+        for loc in own:
+            weight[loc] += work / len(own)
+    total = sum(weight.values()) or 1.0
+    return tuple((loc, round(1000 * weight[loc] / total)) for loc in sorted(weight))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from nir import flags
 from nir.__main__ import main
+from nir.compile import compile_graph
 from nir.errors import NirError
 from nir.ir.text import parse_graph, read_graph
 
@@ -127,6 +129,25 @@ def test_errors(
     shown = capsys.readouterr()
     assert shown.err.startswith(message.replace("EMPTY", empty))
     assert shown.out == ""
+
+
+def test_profile(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lowered, package = str(tmp_path / "lowered.nir"), str(tmp_path / "mlp.nirp")
+    assert main(["opt", file, "-o", lowered]) == 0
+    compile_graph(read_graph(file)).save(package)
+    trace = tmp_path / "trace.json"
+    for source in (file, lowered, package):
+        arguments = ["profile", source, "--size", "B=5", "--runs", "2", "--trace", str(trace)]
+        assert main([*arguments, "--roofs", "100,10"]) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert shown[0].endswith("calls  line")
+        assert "model.py:14" in "".join(shown)
+        assert any(e["ph"] == "X" for e in json.loads(trace.read_text())["traceEvents"])
+    for by in ("call", "kernel"):
+        assert main(["profile", file, "--by", by, "--limit", "1"]) == 0
+        assert "nir_matmul_f32" in capsys.readouterr().out
+    assert main(["profile", file, "--roofs", "fast"]) == 2
+    assert "expected GFLOPS,GBPS, got 'fast'" in capsys.readouterr().err
 
 
 def test_as_a_module(file: str) -> None:

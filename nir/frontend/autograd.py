@@ -14,7 +14,7 @@ from nir import ops
 from nir.errors import NotDifferentiable, ShapeError, StaleTensorError
 from nir.frontend import emit, flush, lazy
 from nir.frontend.lazy import Cell, Record, Recorder
-from nir.ir.location import Location, caller
+from nir.ir.location import Location, caller, derived
 from nir.ir.op import Value
 from nir.ops.expr import Expr
 from nir.ops.vjp import backward as walk
@@ -117,7 +117,7 @@ def _gradients(
         for c in (*r.args, *r.cells()):
             cells[c.value] = c
     recorder = Recorder(cells, tracks=create_graph)
-    recorder.locs = records[-1].op.locs if records else frozenset((caller(),))
+    recorder.locs = derived(records[-1].op.locs if records else frozenset((caller(),)))
     if seed is None:
         start = Expr(recorder, root.value).full_like(1.0)
     else:

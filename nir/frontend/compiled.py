@@ -16,7 +16,7 @@ from nir.frontend.tensor import Tensor
 from nir.frontend.trace import Ref, Traced, all_state, trace_function
 from nir.ir.graph import Graph
 from nir.ir.location import caller
-from nir.runtime import Storage
+from nir.runtime import Profile, Roofs, Storage
 
 
 class CompiledFunction:
@@ -33,6 +33,21 @@ class CompiledFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on Tensors or arrays. Raises ShapeError or DTypeError for ones that do not fit."""
+        graph = self.traced.graph
+        data = self._data(args, kwargs)
+        outputs = self._compiled.run(graph, data)
+
+        def result(ref: Ref) -> Tensor:
+            out = (outputs if ref.kind == "output" else data)[ref.index]
+            own = graph.outputs if ref.kind == "output" else graph.inputs
+            cell = Cell(concrete(own[ref.index].type, out), out)
+            # An input handed through: the caller may hold and change its memory.
+            return Tensor._of(cell) if ref.kind == "output" else Tensor(Tensor._of(cell).numpy())
+
+        return pytree.unflatten(self.traced.structure, [result(r) for r in self.traced.results])
+
+    def _data(self, args: Any, kwargs: Any) -> list[Storage]:
+        """The inputs of a run for these arguments."""
         leaves, structure = pytree.flatten((args, kwargs))
         if structure != self._arguments:
             raise TraceError(
@@ -45,17 +60,15 @@ class CompiledFunction:
         names = graph.input_names[: len(tensors)]
         check_arguments(graph.input_types[: len(tensors)], [t.type for t in tensors], names)
         flush.realize([t._cell for t in tensors])
-        data = [*(flush.store(t._cell, graph.name) for t in tensors), *self._bound]
-        outputs = self._compiled.run(graph, data)
+        return [*(flush.store(t._cell, graph.name) for t in tensors), *self._bound]
 
-        def result(ref: Ref) -> Tensor:
-            out = (outputs if ref.kind == "output" else data)[ref.index]
-            own = graph.outputs if ref.kind == "output" else graph.inputs
-            cell = Cell(concrete(own[ref.index].type, out), out)
-            # An input handed through: the caller may hold and change its memory.
-            return Tensor._of(cell) if ref.kind == "output" else Tensor(Tensor._of(cell).numpy())
-
-        return pytree.unflatten(self.traced.structure, [result(r) for r in self.traced.results])
+    def profile(
+        self, *args: Any, runs: int = 5, roofs: Roofs | None = None, **kwargs: Any
+    ) -> Profile:
+        """Where the time of a call goes: by line, by kernel, on which thread."""
+        data = self._data(args, kwargs)
+        profile: Profile = self.executable.profile(data, runs, roofs)
+        return profile
 
     @property
     def executable(self) -> Any:

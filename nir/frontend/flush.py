@@ -15,7 +15,7 @@ from nir.compile import compile_graph
 from nir.errors import NirError
 from nir.frontend import lazy
 from nir.frontend.lazy import Cell, Record, resolve
-from nir.ir.graph import Graph
+from nir.ir.graph import Graph, location_text
 from nir.ir.location import caller
 from nir.ir.op import Op, Value
 from nir.ir.program import Target
@@ -57,7 +57,7 @@ def _own_location(error: NirError, made: Graph, own: Graph) -> object:
     name = error.message.partition(":")[0]
     at = [i for i in at if made.nodes[i].name == name] or at
     lines = sorted({line for i in at for line in own.nodes[i].locs})
-    return ", ".join(map(str, lines)) or error.location
+    return location_text(lines) or error.location
 
 
 class _Programs:

@@ -23,7 +23,7 @@ from nir.ir.bind import bind_shapes
 from nir.ir.graph import Graph
 from nir.ir.location import caller
 from nir.ir.types import TensorType
-from nir.runtime import Storage
+from nir.runtime import Profile, Roofs, Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,18 +127,37 @@ class Jitted:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if lazy.tracing() is not None:
             return self.fn(*args, **kwargs)  # part of the function being traced
+        found = self._prepare(args, kwargs)
+        return self.fn(*args, **kwargs) if found is None else self._run(*found)
+
+    def profile(
+        self, *args: Any, runs: int = 5, roofs: Roofs | None = None, **kwargs: Any
+    ) -> Profile:
+        """Where the time of a call goes: by line, by kernel, on which thread.
+
+        The program runs without effect: state stays as it is, and nothing is donated.
+        """
+        found = self._prepare(args, kwargs)
+        if found is None:
+            raise NirError(f"{self._name}: profile: an argument requires a gradient", caller())
+        entry, arguments, state, _, _ = found
+        _, data, _ = self._holdings(self._tensors(entry, arguments, state))
+        profile: Profile = entry.compiled.executable.profile(data, runs, roofs)
+        return profile
+
+    def _prepare(self, args: Any, kwargs: Any) -> Any:
+        """What `_run` takes; None for a call whose ops have to be recorded one by one."""
         named = self._named(args, kwargs) if self.static_argnames or self.donate else {}
         leaves, structure = pytree.flatten(self._hide_static(args, kwargs, named))
         arguments = [x if isinstance(x, Tensor) else borrowed(x) for x in leaves]
         if lazy.grad_enabled() and any(t.requires_grad for t in arguments):
-            # Gradients flow to an argument: its ops have to be recorded one by one.
-            return self.fn(*args, **kwargs)
+            return None  # gradients flow to an argument
         found = self._view
         if found is None or not found.holds():
             found = self._view = snapshot(self._state)
         donated = self._donated(named, arguments) if self.donate else frozenset()
         entry = self._entry(arguments, structure, found, donated)
-        return self._run(entry, arguments, found, leaves, donated)
+        return entry, arguments, found, leaves, donated
 
     def _named(self, args: Any, kwargs: Any) -> dict[str, Any]:
         try:
@@ -238,15 +257,15 @@ class Jitted:
 
     # ---- running -------------------------------------------------------------------------------
 
-    def _run(
-        self, entry: Entry, arguments: list[Tensor], found: Snapshot, leaves: list[Any],
-        donated: frozenset[int],
-    ) -> Any:  # fmt: skip
-        traced, slots = entry.traced, found.slots
-        for i in traced.missing_grads:
-            if isinstance(used := slots[i].tensor._grad, autograd.Used):
+    def _tensors(self, entry: Entry, arguments: list[Tensor], found: Snapshot) -> list[Tensor]:
+        """What the program reads: arguments, then state."""
+        for i in entry.traced.missing_grads:
+            if isinstance(used := found.slots[i].tensor._grad, autograd.Used):
                 raise used.error()
-        tensors = [*arguments, *(slots[i].tensor for i in traced.reads)]
+        return [*arguments, *(found.slots[i].tensor for i in entry.traced.reads)]
+
+    def _holdings(self, tensors: list[Tensor]) -> tuple[list[Cell], list[Any], list[bool]]:
+        """`ownership.holdings` of computed ``tensors``."""
         cells, data, sole = ownership.holdings(tensors)
         if None in data:
             flush.realize(cells)
@@ -254,8 +273,17 @@ class Jitted:
                 flush.store(c, self._name)
             del c
             cells, data, sole = ownership.holdings(tensors)
+        return cells, data, sole
+
+    def _run(
+        self, entry: Entry, arguments: list[Tensor], found: Snapshot, leaves: list[Any],
+        donated: frozenset[int],
+    ) -> Any:  # fmt: skip
+        traced, slots = entry.traced, found.slots
+        tensors = self._tensors(entry, arguments, found)
+        cells, data, sole = self._holdings(tensors)
         offered = [i for i in entry.rebound if sole[i]]
-        outputs = entry.compiled.run(traced.graph, data, offered)  # type: ignore[arg-type]
+        outputs = entry.compiled.run(traced.graph, data, offered)
         # Only now that the run has succeeded does anything change.
         where = caller()
 

@@ -320,4 +320,4 @@ def rebuild(graph: Graph, visit: Callable[[Builder, Op], Sequence[Value] | None]
 
 
 def location_text(locs: Iterable[Location]) -> str:
-    return ", ".join(map(str, sorted(locs)))
+    return ", ".join(dict.fromkeys(map(str, sorted(locs))))

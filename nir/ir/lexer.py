@@ -56,7 +56,7 @@ def tokenize(text: str) -> list[Token]:
 
 # Files are plain words of their own making: they are only looked for behind an "@".
 _LOCATION = re.compile(
-    r"""[ \t]*(?P<file>[A-Za-z0-9_./<>~+-]+|"(?:[^"\\\n]|\\.)*"):(?P<line>[0-9]+)"""
+    r"""[ \t]*(?P<file>[A-Za-z0-9_./<>~+-]+|"(?:[^"\\\n]|\\.)*"):(?P<line>[0-9]+)'?"""
 )
 _DEVICE = re.compile(r"[a-z]+(?::[0-9]+)?")
 

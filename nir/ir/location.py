@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from dataclasses import dataclass
@@ -10,10 +11,14 @@ from types import FrameType
 
 @dataclass(frozen=True, slots=True, order=True)
 class Location:
-    """A source line (``model.py:16``); ``line`` 0 names something that has no lines."""
+    """A source line (``model.py:16``); ``line`` 0 names something that has no lines.
+
+    ``backward`` marks ops that differentiation made for the line; messages do not show it.
+    """
 
     file: str
     line: int
+    backward: bool = False
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
@@ -22,6 +27,13 @@ class Location:
 
 
 Locations = frozenset[Location]
+
+
+@functools.lru_cache(1 << 12)
+def derived(locs: Locations) -> Locations:
+    """``locs`` for the ops of a gradient."""
+    return frozenset(Location(loc.file, loc.line, True) for loc in locs)
+
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _DISPLAY: dict[str, str] = {}

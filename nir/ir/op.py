@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from nir.ir.dim import Dim, Poly, evaluate
+from nir.ir.dim import Dim, Poly, evaluate, prod
 from nir.ir.location import Location
 from nir.ir.types import TensorType
 
@@ -126,6 +126,20 @@ class Op:
     def early_results(self) -> tuple[Value, ...]:
         """Results that a kernel of this op writes before it has read all of its operands."""
         return ()
+
+    def flops(self) -> Dim:
+        """Arithmetic on elements that a run takes; what only moves elements takes none."""
+        match self.kind:
+            case "elementwise":
+                return prod(self.results[0].type.shape)
+            case "reduction":
+                return prod(self.operands[0].type.shape)
+        return 0
+
+    def traffic(self) -> Dim:
+        """Bytes that a run reads and writes at least: each operand and each result, once."""
+        values = dict.fromkeys((*self.operands, *self.results))
+        return sum((v.type.nbytes for v in values), 0)
 
     # ---- structure -----------------------------------------------------------------------------
 

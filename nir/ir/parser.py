@@ -293,9 +293,9 @@ class _Parser:
         found = []
         while self.token.kind == "location":
             token = self.next()
-            file, line = token.text.rsplit(":", 1)
+            file, line = token.text.removesuffix("'").rsplit(":", 1)
             named = Token(token.kind, file, token.start, token.end)
-            found.append(Location(unquote(named, self.text), int(line)))
+            found.append(Location(unquote(named, self.text), int(line), token.text.endswith("'")))
         return frozenset(found)
 
     # ---- plans ---------------------------------------------------------------------------------

@@ -17,7 +17,7 @@
     places     = place | "(" [place {"," place}] ")"
     place      = "_" | "arena" "[" dim "]" | "output" "[" number "]"
                | "alias" "[" value ["+" dim] "]"
-    location   = file ":" line                                  file is quoted where it is odd
+    location   = file ":" line ["'"]         file is quoted where it is odd; ' marks a gradient's op
 
 Attributes equal to their defaults are left out. An op with one variadic operand and no others lists
 it plainly; where there are several fields, each variadic one has brackets and an absent one is
@@ -339,7 +339,9 @@ def _value(name: str) -> str:
 def location_token(location: Location) -> str:
     """A location, its file quoted where it is odd."""
     plain = _PLAIN_FILE.fullmatch(location.file)
-    return f"{location.file if plain else json.dumps(location.file)}:{location.line}"
+    file = location.file if plain else json.dumps(location.file)
+    mark = "'" if location.backward else ""
+    return f"{file}:{location.line}{mark}"
 
 
 def type_text(t: TensorType) -> str:

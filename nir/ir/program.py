@@ -73,7 +73,10 @@ class Call:
 
     The iteration space is ``rows`` x ``cols``; threads get ranges that are multiples of the grains
     (or end at the edge). ``work`` estimates the call's cost in bytes moved or flops / 8 and
-    decides whether it is worth a second thread.
+    decides whether it is worth a second thread. ``flops`` and ``traffic`` are those of the op (see
+    `nir.ir.op.Op`), ``live`` the bytes of intermediate results and outputs that are kept while it
+    runs: what profiles are made from. ``shares`` says how much of the call belongs to each line, in
+    thousandths; where there are none, all have the same.
     """
 
     kernel: str
@@ -88,6 +91,10 @@ class Call:
     epilogue: Epilogue | None = None
     op: str = ""  # the op's name, for profiles and messages
     locs: frozenset[Location] = frozenset()
+    flops: Dim = 0
+    traffic: Dim = 0
+    live: Dim = 0
+    shares: tuple[tuple[Location, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

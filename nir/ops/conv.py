@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nir.errors import DTypeError, NotDifferentiable, ShapeError
-from nir.ir.dim import Dim, exact_div, numbers
+from nir.ir.dim import Dim, exact_div, floordiv, numbers, prod
 from nir.ir.op import Op, Sample, Value
 from nir.ir.types import TensorType
 
@@ -187,6 +187,9 @@ class _Conv(Op):
         if any(t.ndim != 4 for t in types if t.layout == ""):
             raise ShapeError(f"{self.name}: expected operands of 4 axes (NHWC, HWIO), got {shown}")
 
+    def _flops(self, y: Value, taps: Dim) -> Dim:
+        return 2 * prod(y.type.shape) * taps
+
     def _weight(self, w: Value, input_grad: bool) -> tuple[Any, Any, Any, Any]:
         """(kh, kw, ci / groups, co) of the weight operand."""
         t, g = w.type, self.groups  # type: ignore[attr-defined]
@@ -245,6 +248,10 @@ class Conv2d(_Conv):
                 f"image (x: {x}, padding {self.padding})"
             )
         return (x.with_(shape=(x.shape[0], oh, ow, co)),)
+
+    def flops(self) -> Dim:
+        kh, kw, ci, _ = self._weight(self.w, False)
+        return self._flops(self.result, kh * kw * ci)
 
     def ref(self, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, ...]:
         w = _to_hwio(w, self.weight_layout, self.kernel_size, self.groups, False, self.x_layout)
@@ -348,6 +355,10 @@ class Conv2dInputGrad(_Conv):
             )
         return (dy.with_(shape=(dy.shape[0], *self.input_size, ci * self.groups)),)
 
+    def flops(self) -> Dim:
+        kh, kw, ci, _ = self._weight(self.w, True)
+        return self._flops(self.dy, kh * kw * ci)
+
     def ref(self, dy: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, ...]:
         w = _to_hwio(w, self.weight_layout, self.kernel_size, self.groups, True)
         kh, kw, ci, co = w.shape
@@ -428,6 +439,10 @@ class Conv2dWeightGrad(_Conv):
         (kh, kw), ci, co = self.kernel_size, x.shape[3] // self.groups, dy.shape[3]
         shape = (co, ci, kh, kw) if self.weight_layout == "OIHW" else (kh, kw, ci, co)
         return (x.with_(shape=shape),)
+
+    def flops(self) -> Dim:
+        channels = _nhwc(self.x.type.shape, self.x_layout)[3]
+        return self._flops(self.dy, prod(self.kernel_size) * floordiv(channels, self.groups))
 
     def ref(self, x: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, ...]:
         kh, kw = self.kernel_size

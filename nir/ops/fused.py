@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from nir.errors import DTypeError, NotDifferentiable, ShapeError, VerifyError
-from nir.ir.dim import ceildiv, prod
+from nir.ir.dim import Dim, ceildiv, prod
 from nir.ir.graph import Graph
 from nir.ir.interp import evaluate_region
 from nir.ir.op import Op, Sample, Value
@@ -100,6 +100,9 @@ class Fused(Op):
         if given != self.body.input_types:
             raise VerifyError(f"fused: body takes {self.body.input_types}, operands are {given}")
         return self.body.output_types
+
+    def flops(self) -> Dim:
+        return sum((op.flops() for op in self.body.nodes), 0)
 
     def ref(self, *operands: np.ndarray) -> tuple[np.ndarray, ...]:
         return tuple(evaluate_region(self.body, operands))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nir.errors import DTypeError, IndexRangeError, ShapeError
-from nir.ir.dim import Dim
+from nir.ir.dim import Dim, prod
 from nir.ir.op import Op, Sample, Value
 from nir.ir.types import TensorType, i32, i64
 
@@ -54,6 +54,9 @@ class Take(Op):
                 shape=(*s[: self.axis], *self.indices.type.shape, *s[self.axis + 1 :])
             ),
         )
+
+    def traffic(self) -> Dim:
+        return self.indices.type.nbytes + 2 * self.result.type.nbytes
 
     def ref(self, x: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
         return (np.take(x, _wrapped("take", indices, x.shape[self.axis]), self.axis),)
@@ -133,6 +136,9 @@ class ScatterAdd(Op):
             raise DTypeError(f"scatter_add: expected one number dtype, got x: {t}, updates: {u}")
         return (t,)
 
+    def flops(self) -> Dim:
+        return prod(self.updates.type.shape)
+
     def ref(
         self, x: np.ndarray, indices: np.ndarray, updates: np.ndarray
     ) -> tuple[np.ndarray, ...]:
@@ -178,6 +184,9 @@ class TakeAlong(Op):
             )
         return (t.with_(shape=i.shape),)
 
+    def traffic(self) -> Dim:
+        return self.indices.type.nbytes + 2 * self.result.type.nbytes
+
     def ref(self, x: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
         index = _wrapped("take_along", indices, x.shape[self.axis])
         return (np.take_along_axis(x, index, self.axis),)
@@ -220,6 +229,9 @@ class ScatterAddAlong(Op):
                 f"scatter_add_along: expected one number dtype, got x: {t}, updates: {u}"
             )
         return (t,)
+
+    def flops(self) -> Dim:
+        return prod(self.updates.type.shape)
 
     def ref(
         self, x: np.ndarray, indices: np.ndarray, updates: np.ndarray

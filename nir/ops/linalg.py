@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nir.errors import DTypeError, NotDifferentiable, ShapeError
+from nir.ir.dim import Dim, prod
 from nir.ir.op import Op, Sample, Value
 from nir.ir.types import TensorType
 
@@ -52,6 +53,10 @@ class Matmul(Op):
         if a.shape[:-2] != b.shape[:-2]:
             raise ShapeError(f"matmul: batch dimensions differ {shown}")
         return (a.with_(shape=(*a.shape[:-2], m, n)),)
+
+    def flops(self) -> Dim:
+        k = self.lhs.type.shape[-2 if self.transpose_lhs else -1]
+        return 2 * prod(self.result.type.shape) * k
 
     def ref(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, ...]:
         a = _swap(a) if self.transpose_lhs else a

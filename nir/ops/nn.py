@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nir.errors import DTypeError, ShapeError
-from nir.ir.dim import prod
+from nir.ir.dim import Dim, floordiv, prod
 from nir.ir.op import Op, Sample, Value
 from nir.ir.types import TensorType, i64
 
@@ -434,6 +434,12 @@ class Attention(Op):
         ):
             raise ShapeError(f"attention: shapes do not fit: {shown}")
         return (q.with_(shape=(*q.shape[:3], v.shape[3])),)
+
+    def flops(self) -> Dim:
+        # Both products; a causal one needs half of each.
+        total = 2 * prod(self.q.type.shape[:3]) * self.k.type.shape[2]
+        total = total * (self.q.type.shape[3] + self.v.type.shape[3])
+        return floordiv(total, 2) if self.causal else total
 
     def ref(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, ...]:
         wq, wk, wv = map(_wide, (q, k, v))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from nir.errors import NirError, NotDifferentiable, VerifyError
 from nir.ir.graph import Builder, Graph, location_text
-from nir.ir.location import Locations
+from nir.ir.location import Locations, derived
 from nir.ir.op import Op, Value
 from nir.ir.types import TensorType
 from nir.ops.expr import Expr
@@ -89,7 +89,7 @@ def backward(
     for op in reversed(order):
         reached = any(v in cotangents for v in op.results)
         if reached and any(v in active for v in op.operands):
-            b.locs = op.locs or outer
+            b.locs = derived(op.locs) if op.locs else outer
             _step(b, op, cotangents, active)
     b.locs = outer
     return {v: cotangents[v] for v in wanted if v in cotangents}
@@ -167,14 +167,14 @@ def _producers(nodes: Iterable[Op]) -> dict[Value, Op]:
 
 
 def _locations(producer: dict[Value, Op], v: Value) -> Locations | None:
-    """The locations of the op that makes ``v``; None (the caller's line) for an input."""
+    """The lines of the gradient of the op that makes ``v``; None (the caller's) for an input."""
     op = producer.get(v)
-    return op.locs if op is not None else None
+    return derived(op.locs) if op is not None else None
 
 
 def _filled(b: Builder, wanted: Sequence[Value], found: dict[Value, Expr]) -> list[Value]:
     """The cotangents of ``wanted`` in order; zeros for what nothing flows back to."""
-    b.locs = b.nodes[-1].locs if b.nodes else None
+    b.locs = derived(b.nodes[-1].locs) if b.nodes else None
     out = []
     for v in wanted:
         ct = found.get(v)

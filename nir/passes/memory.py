@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -78,6 +79,18 @@ def plan(graph: Graph) -> Graph:
     donations = _donations(graph, storages)
     own = {i: (s.offset, s.size) for i, s in blocks.items()}
     return graph.with_(plan=MemoryPlan(arena, placements, donations, own))
+
+
+def live_bytes(graph: Graph, outputs: bool = True) -> list[Dim]:
+    """Bytes of results kept while each op of a planned graph runs; those of outputs on request."""
+    storages = _storages(graph)
+    _share_in_place(graph, storages)
+    changes: list[Dim] = [0] * (len(graph.nodes) + 2)
+    for s in _unique(storages):
+        if s.home is None or (outputs and s.home[0] == "output"):
+            changes[s.start] = changes[s.start] + s.size
+            changes[s.end + 1] = changes[s.end + 1] - s.size
+    return list(accumulate(changes[: len(graph.nodes)]))
 
 
 def _separate_outputs(graph: Graph) -> Graph:

@@ -11,7 +11,7 @@ from nir.runtime.cache import CacheStats, ObjectCache, object_cache
 from nir.runtime.executable import Executable, InterpExecutable, as_storage, best_isa
 from nir.runtime.host import HostKernel
 from nir.runtime.loaded import Loaded, load
-from nir.runtime.profile import CallTime, Profile
+from nir.runtime.profile import CallTime, Line, Piece, Profile, Roofs
 from nir.runtime.stored import Entry, Stored, entry_of
 
 __all__ = [
@@ -21,9 +21,12 @@ __all__ = [
     "Executable",
     "HostKernel",
     "InterpExecutable",
+    "Line",
     "Loaded",
     "ObjectCache",
+    "Piece",
     "Profile",
+    "Roofs",
     "Storage",
     "Stored",
     "as_storage",

@@ -19,7 +19,8 @@ table, `dim` a u32 index into the polynomial table; `[x]` is a u32 count and tha
     calls       [kernel u32, args [u32], dims [dim], rows dim, cols dim, row grain i64,
                 col grain i64, scratch dim, work dim,
                 epilogue u8, and if it is 1: kernel u32, args [u32], dims [dim],
-                op str, locations [file str, line u32]]
+                op str, locations [file str, line u32, of a gradient u8, share u32],
+                flops dim, traffic dim, live dim]
     donations   [input u32, output u32]
     arena       dim
     controls    [kind u8: 0 counted loop | 1 loop with a predicate | 2 branch,
@@ -47,7 +48,7 @@ from nir.ir.program import Branch, Buffer, Call, Carry, Donation, Epilogue, Loop
 from nir.ir.types import DTYPES, TensorType
 
 MAGIC = b"NIRPROG\0"
-VERSION = 2
+VERSION = 3
 DTYPE_CODES = ("f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "bool")
 BUFFER_KINDS = ("input", "output", "const", "arena", "before", "after")
 BUILTIN, GENERATED, HOST = range(3)
@@ -196,16 +197,20 @@ class _Writer:
         if c.epilogue is not None:
             self._site(c.epilogue)
         self._string(c.op)
-        self._list(sorted(c.locs), self._location)
+        shares = dict(c.shares)
+        self._list(sorted(c.locs), lambda loc: self._location(loc, shares.get(loc, 0)))
+        self._dim(c.flops)
+        self._dim(c.traffic)
+        self._dim(c.live)
 
     def _site(self, c: Call | Epilogue) -> None:
         self._pack("<I", self.kernels(c.kernel))
         self._list(c.args, lambda a: self._pack("<I", a))
         self._list(c.dims, self._dim)
 
-    def _location(self, loc: Location) -> None:
+    def _location(self, loc: Location, share: int) -> None:
         self._string(loc.file)
-        self._pack("<I", loc.line)
+        self._pack("<IBI", loc.line, loc.backward, share)
 
     def _solve(self) -> None:
         found: dict[str, tuple[int, int, int, int]] = {}
@@ -416,10 +421,19 @@ class _Decoder:
         scratch, work = self.dim(), self.dim()
         epilogue = Epilogue(*self.site()) if self.take("<B")[0] else None
         op = self.string()
-        locs = frozenset(self.many(lambda: Location(self.string(), self.u32())))
+        shares = self.many(self.location)
+        locs = frozenset(loc for loc, _ in shares)
+        shares = shares if any(share for _, share in shares) else ()
+        flops, traffic, live = self.dim(), self.dim(), self.dim()
         return Call(
-            kernel, args, dims, rows, cols, row_grain, col_grain, scratch, work, epilogue, op, locs
-        )
+            kernel, args, dims, rows, cols, row_grain, col_grain, scratch, work, epilogue, op, locs,
+            flops, traffic, live, shares,
+        )  # fmt: skip
+
+    def location(self) -> tuple[Location, int]:
+        file = self.string()
+        line, backward, share = self.take("<IBI")
+        return Location(file, line, bool(backward)), share
 
     def site(self) -> tuple[str, tuple[int, ...], tuple[Dim, ...]]:
         return self.kernels[self.u32()], self.many(self.u32), self.many(self.dim)

@@ -14,6 +14,7 @@ import numpy as np
 from nir import flags
 from nir.errors import CodegenError, DTypeError, IndexRangeError, NirError, UnsupportedError
 from nir.ir import interp
+from nir.ir.bind import bind_shapes
 from nir.ir.dim import Dim
 from nir.ir.graph import Graph, location_text
 from nir.ir.location import Location, Locations, caller
@@ -26,7 +27,7 @@ from nir.runtime.bind import bind_inputs
 from nir.runtime.encode import encode
 from nir.runtime.host import HOST_ERROR, HostKernel
 from nir.runtime.package import write_package
-from nir.runtime.profile import Profile, profile_of
+from nir.runtime.profile import Profile, Roofs, profile_of
 
 Codes = Mapping[str, Mapping[str, bytes]]
 Emit = Callable[[str], Mapping[str, bytes]]
@@ -118,19 +119,33 @@ class Executable:
         outputs = self.run([as_storage(x) for x in inputs])
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def profile(self, inputs: Sequence[Storage], runs: int = 1) -> Profile:
-        """Time each call: the fastest of ``runs`` runs, after one that is not counted.
+    def profile(self, inputs: Sequence[Any], runs: int = 5, roofs: Roofs | None = None) -> Profile:
+        """Time each call: the least of ``runs`` runs, after one that is not counted.
 
-        A call in a loop has the time of all its steps together.
+        A call in a loop has the time of all its steps together. Nothing is donated. With the
+        machine's ``roofs`` the tables say how near each call comes to them.
         """
-        self.run(inputs)
-        times = []
-        for _ in range(runs):
-            counters: list[int] = []
-            self._core.run(inputs, (), counters)
-            times.append(counters[::2])
-        fastest = [min(t) for t in zip(*times, strict=True)]
-        return profile_of(self.program, self.sites, fastest, counters[1::2])
+        if runs < 1:
+            raise NirError(f"profile: expected 1 run or more, got {runs}", caller())
+        given = [as_storage(x) for x in inputs]
+        self.run(given)
+        timelines = [self._timeline(given) for _ in range(runs)]
+        fastest = min(timelines, key=lambda t: sum(ns for ns, _ in t["calls"]))
+        calls = [
+            (min(ns for ns, _ in times), times[0][1])
+            for times in zip(*(t["calls"] for t in timelines), strict=True)
+        ]
+        p = self.program
+        sizes = bind_shapes(p.inputs, [tuple(s.shape) for s in given], p.input_names)
+        return profile_of(p, sizes, {**fastest, "calls": calls}, roofs)
+
+    def _timeline(self, inputs: Sequence[Storage]) -> dict[str, Any]:
+        noted: dict[str, Any] = {}
+        try:
+            self._core.run(inputs, (), noted)
+        except _core.KernelError as error:
+            raise self._kernel_error(*error.args) from None
+        return noted
 
     # ---- what it is ----------------------------------------------------------------------------
 
@@ -170,10 +185,7 @@ class Executable:
     @cached_property
     def sites(self) -> list[tuple[str, Locations]]:
         """The op and the user's lines of each call."""
-        return [
-            (op, frozenset(Location(file, line) for file, line in locs))
-            for op, locs in self._core.sites()
-        ]
+        return [(op, frozenset(Location(*loc) for loc in locs)) for op, locs in self._core.sites()]
 
     def codes(self, levels: Sequence[str]) -> Codes:
         """Code of every generated kernel for all ``levels``; compiles what is missing.

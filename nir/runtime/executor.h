@@ -31,6 +31,20 @@ struct TensorRef {
 using Codes = std::map<std::string, std::map<uint32_t, BlobView>>;
 using Hosts = std::map<std::string, nir_kernel_fn>;
 
+// What a run that is measured notes.
+struct Timeline {
+  struct Piece {  // the share of one thread in one call
+    uint32_t call;
+    int64_t start, end;  // nanoseconds of the steady clock
+  };
+  struct Total {
+    int64_t nanoseconds = 0;
+    int64_t count = 0;
+  };
+  std::vector<Total> calls;
+  std::vector<std::vector<Piece>> threads;
+};
+
 class Executable {
  public:
   // `constants` hold the program's constants in order, 64-byte aligned. `isa` forces a level; ""
@@ -54,9 +68,8 @@ class Executable {
     Run &operator=(const Run &) = delete;
 
     // Calls the kernels; touches no Python, takes no lock but the thread pool's, allocates nothing.
-    // `times`, if not null, has two numbers for each call: to the first its nanoseconds are added,
-    // to the second how often it ran. Throws KernelError.
-    void execute(int64_t *times = nullptr);
+    // Only a run with a `timeline` notes times, and allocates for them. Throws KernelError.
+    void execute(Timeline *timeline = nullptr);
 
    private:
     friend class Executable;
@@ -66,7 +79,7 @@ class Executable {
     Executable &exe_;
     struct Context *context_;
     const class FlushDenormals *flush_ = nullptr;
-    int64_t *times_ = nullptr;
+    Timeline *timeline_ = nullptr;
     int64_t threads_ = 1;
   };
 

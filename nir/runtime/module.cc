@@ -89,8 +89,26 @@ py::list storages_of(std::vector<TensorRef> &&tensors) {
   return out;
 }
 
+// "calls": (nanoseconds, count) of each; "threads": call, start, end and so on, of each thread.
+void give_timeline(const Timeline &noted, const py::dict &out) {
+  py::list calls, threads;
+  for (const Timeline::Total &t : noted.calls)
+    calls.append(py::make_tuple(t.nanoseconds, t.count));
+  for (const auto &pieces : noted.threads) {
+    py::list own;
+    for (const Timeline::Piece &p : pieces) {
+      own.append(p.call);
+      own.append(p.start);
+      own.append(p.end);
+    }
+    threads.append(std::move(own));
+  }
+  out["calls"] = std::move(calls);
+  out["threads"] = std::move(threads);
+}
+
 py::list run(Executable &exe, const py::sequence &inputs, const py::sequence &donate,
-             const py::object &times) {
+             const py::object &timeline) {
   std::vector<TensorRef> in = tensors_of(inputs);
   std::vector<uint8_t> donated(in.size());
   for (const py::handle &i : donate) {
@@ -98,7 +116,7 @@ py::list run(Executable &exe, const py::sequence &inputs, const py::sequence &do
     if (k >= in.size()) throw py::index_error("a donated input that is not there");
     donated[k] = 1;
   }
-  std::vector<int64_t> counters(times.is_none() ? 0 : 2 * exe.program().calls.size());
+  Timeline noted;
   std::vector<TensorRef> out;
   {
     // Bound under the interpreter's lock: nobody makes a view between the check and the donation.
@@ -108,7 +126,7 @@ py::list run(Executable &exe, const py::sequence &inputs, const py::sequence &do
     // The Storage gave up its reference without dropping the block: the output holds the last one.
     try {
       py::gil_scoped_release release;
-      run.execute(counters.empty() ? nullptr : counters.data());
+      run.execute(timeline.is_none() ? nullptr : &noted);
     } catch (const KernelError &e) {
       // What no call has touched goes back: a step that fails on its data leaves its state intact.
       for (const DonationRecord &d : exe.program().donations) {
@@ -120,8 +138,7 @@ py::list run(Executable &exe, const py::sequence &inputs, const py::sequence &do
       throw;
     }
   }
-  if (!times.is_none())
-    for (int64_t n : counters) py::reinterpret_borrow<py::list>(times).append(n);
+  if (!timeline.is_none()) give_timeline(noted, py::reinterpret_borrow<py::dict>(timeline));
   return storages_of(std::move(out));
 }
 
@@ -147,7 +164,7 @@ py::list sites(const Executable &exe) {
   py::list out;
   for (const CallRecord &c : exe.program().calls) {
     py::list locs;
-    for (const LocationRecord &l : c.locs) locs.append(py::make_tuple(l.file, l.line));
+    for (const LocationRecord &l : c.locs) locs.append(py::make_tuple(l.file, l.line, l.backward));
     out.append(py::make_tuple(c.op, py::tuple(locs)));
   }
   return out;
@@ -205,10 +222,10 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init(&make_executable), py::arg("program"), py::arg("constants"), py::arg("codes"),
            py::arg("hosts"), py::arg("isa") = "")
       .def("run", &run, py::arg("inputs"), py::arg("donate") = py::tuple(),
-           py::arg("times") = py::none())
+           py::arg("timeline") = py::none())
       .def("bind", &bind, py::arg("inputs"))
       .def("repeat", &repeat, py::arg("inputs"), py::arg("count"))
-      .def("sites", &sites, "(op, ((file, line), ...)) of each call.")
+      .def("sites", &sites, "(op, ((file, line, backward), ...)) of each call.")
       .def(
           "constant",
           [](const Executable &exe, size_t i) {

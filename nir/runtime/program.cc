@@ -360,7 +360,7 @@ class ProgramReader {
   }
 
   void read_calls() {
-    const uint32_t n = r_.count(40, "calls");
+    const uint32_t n = r_.count(52, "calls");
     p_.calls.reserve(n);
     for (uint32_t i = 0; i < n; ++i) {
       CallRecord c;
@@ -381,12 +381,16 @@ class ProgramReader {
         c.epilogue_dims = polys("dims");
       }
       c.op = string();
-      const uint32_t locs = r_.count(8, "locations");
+      const uint32_t locs = r_.count(13, "locations");
       for (uint32_t k = 0; k < locs; ++k) {
-        LocationRecord loc{string(), 0};
-        loc.line = r_.u32();
+        LocationRecord loc{string(), r_.u32(), false};
+        loc.backward = flag("the flag of a location");
+        r_.u32();  // its share: for profiles only
         c.locs.push_back(std::move(loc));
       }
+      c.flops = poly();
+      c.traffic = poly();
+      c.live = poly();
       p_.calls.push_back(std::move(c));
     }
   }

@@ -15,7 +15,7 @@
 namespace nir {
 
 constexpr char kProgramMagic[8] = {'N', 'I', 'R', 'P', 'R', 'O', 'G', '\0'};
-constexpr uint32_t kProgramVersion = 2;
+constexpr uint32_t kProgramVersion = 3;
 
 enum PolyOp : uint8_t { kPushConst = 0, kPushSymbol = 1, kAdd = 2, kMul = 3, kFloorDiv = 4 };
 constexpr int kPolyStack = 32;
@@ -110,6 +110,7 @@ struct KernelRecord {
 struct LocationRecord {
   std::string file;
   uint32_t line;
+  bool backward;
 };
 
 struct CallRecord {
@@ -125,6 +126,7 @@ struct CallRecord {
   std::vector<PolyId> epilogue_dims;
   std::string op;
   std::vector<LocationRecord> locs;
+  PolyId flops, traffic, live;  // for profiles
 };
 
 enum ControlKind : uint8_t { kCounted = 0, kWhile = 1, kBranch = 2 };

@@ -11,6 +11,12 @@ namespace nir {
 
 namespace {
 
+int64_t now_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
 // One call while threads share it.
 struct Job {
   const BoundCall *call;
@@ -19,6 +25,8 @@ struct Job {
   uint8_t *scratch;
   int64_t scratch_bytes;
   int64_t threads;
+  Timeline *timeline;
+  uint32_t number;  // of the call
   std::atomic<int64_t> next{0};
   // The failure with the lowest start, so that the message does not depend on timing.
   std::atomic_flag failing = ATOMIC_FLAG_INIT;
@@ -54,11 +62,19 @@ struct Job {
     if (code) fail(begin, code, ctx.detail);
   }
 
+  void run_all() {
+    const int64_t start = timeline ? now_ns() : 0;
+    run_units(0, call->units, 0);
+    if (timeline) note(0, start);
+  }
+
   // Takes a share of what is left, large at first and small at the end: whoever is slow or late
   // holds up the others by one small piece only.
   void share(int thread) {
     if (thread >= threads) return;  // the pool grew since the scratch was sized
     int64_t from = next.load(std::memory_order_relaxed);
+    if (from >= call->units) return;
+    const int64_t start = timeline ? now_ns() : 0;
     while (from < call->units) {
       const int64_t left = call->units - from;
       const int64_t take = std::min(left, std::max(call->least, left / (2 * threads)));
@@ -67,26 +83,29 @@ struct Job {
         from = next.load(std::memory_order_relaxed);
       }
     }
+    if (timeline) note(thread, start);
+  }
+
+  void note(int thread, int64_t start) {
+    timeline->threads[static_cast<size_t>(thread)].push_back({number, start, now_ns()});
   }
 };
 
-int64_t now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
-
 }  // namespace
 
-void Executable::Run::execute(int64_t *times) {
+void Executable::Run::execute(Timeline *timeline) {
   FlushDenormals flush;
   Context &c = *context_;
-  times_ = times;
+  timeline_ = timeline;
   flush_ = &flush;
   // The scratch was sized for so many threads; a pool resized meanwhile must not use more.
   const auto room = static_cast<int64_t>(c.memory->capacity) - c.bound->arena;
   const int64_t pool = ThreadPool::instance().size();
   threads_ = c.bound->scratch ? std::min(pool, room / c.bound->scratch) : pool;
+  if (timeline) {
+    timeline->calls.assign(c.bound->calls.size(), {});
+    timeline->threads.assign(static_cast<size_t>(threads_), {});
+  }
   try {
     run_calls(0, c.bound->calls.size(), 0);
   } catch (...) {
@@ -171,21 +190,22 @@ void Executable::Run::run_call(size_t i) {
   Context &c = *context_;
   const Bound &bound = *c.bound;
   const BoundCall &call = bound.calls[i];
-  const int64_t start = times_ ? now_ns() : 0;
+  const int64_t start = timeline_ ? now_ns() : 0;
   if (call.units > 0) {
     if (call.host) flush_->suspend();
-    Job job{&call, c.pointers.data(), bound.dims.data(), c.scratch, bound.scratch, threads_};
+    Job job{&call,        c.pointers.data(), bound.dims.data(), c.scratch,
+            bound.scratch, threads_,          timeline_,         static_cast<uint32_t>(i)};
     if (call.parallel && threads_ > 1)
       ThreadPool::instance().run(
           [](void *j, int thread) { static_cast<Job *>(j)->share(thread); }, &job);
     else
-      job.run_units(0, call.units, 0);
+      job.run_all();
     if (call.host) flush_->resume();
     if (job.status) throw KernelError(job.status, i, job.detail[0], job.detail[1]);
   }
-  if (times_) {
-    times_[2 * i] += now_ns() - start;
-    ++times_[2 * i + 1];
+  if (timeline_) {
+    timeline_->calls[i].nanoseconds += now_ns() - start;
+    ++timeline_->calls[i].count;
   }
 }
 

@@ -2,7 +2,7 @@
 
     entry   size of meta u32, meta (JSON), encoded program, constants, code of each generated kernel
     meta    {"isa": level, "program": size, "constants": [size], "codes": [[name, size]],
-             "locations": [[file, line]]}
+             "locations": [[file, line, backward]]}
 
 Programs are found by structure, so that a line added above a model does not compile it again:
 ``locations`` are those of the graph that was compiled, in a canonical order, and an entry that is
@@ -46,7 +46,7 @@ class Entry:
                 "program": len(self.encoded),
                 "constants": [len(c) for c in self.constants],
                 "codes": [[name, len(code)] for name, code in self.codes.items()],
-                "locations": [[loc.file, loc.line] for loc in self.locations],
+                "locations": [[loc.file, loc.line, loc.backward] for loc in self.locations],
             }
         ).encode()
         parts = [_SIZE.pack(len(meta)), meta, self.encoded, *self.constants, *self.codes.values()]
@@ -69,7 +69,7 @@ class Entry:
             take(meta["program"]),
             tuple([take(n) for n in meta["constants"]]),
             {name: take(n) for name, n in meta["codes"]},
-            tuple(Location(file, line) for file, line in meta["locations"]),
+            tuple(Location(*loc) for loc in meta["locations"]),
         )
 
     def at(self, locations: Sequence[Location]) -> Entry:
@@ -94,7 +94,12 @@ def entry_of(program: Program, isa: str, locations: Iterable[Location]) -> Entry
 
 def _moved(call: Call, moved: Mapping[Location, Location]) -> Call:
     locs: Locations = frozenset(moved.get(loc, loc) for loc in call.locs)
-    return call if locs == call.locs else replace(call, locs=locs)
+    if locs == call.locs:
+        return call
+    shares: dict[Location, int] = {}
+    for loc, share in call.shares:  # several lines may have become one
+        shares[moved.get(loc, loc)] = shares.get(moved.get(loc, loc), 0) + share
+    return replace(call, locs=locs, shares=tuple(shares.items()))
 
 
 class Stored(Executable):
