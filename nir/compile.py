@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -38,12 +38,13 @@ from nir.ops import Cond, Constant, HostCall, Scan, WhileLoop
 from nir.ops.fused import Fused
 from nir.passes.blocks import block_of
 from nir.passes.memory import is_alias, live_bytes
-from nir.passes.pipeline import run_pipeline
+from nir.passes.pipeline import PIPELINE, Pass, run_pipeline
 from nir.runtime import (
     Entry,
     Executable,
     HostKernel,
     InterpExecutable,
+    Storage,
     Stored,
     as_storage,
     entry_of,
@@ -68,28 +69,26 @@ def compile_graph(graph: Graph, target: str | Target = "cpu") -> Executable | In
         return InterpExecutable(graph)
     parts = program_parts(graph, machine)
     if parts is None:
-        return _compile(graph, machine, start)
-    locations, _ = _locations(graph)
+        return compile_with(graph, machine, start)
+    locations, _ = locations_of(graph)
     cache = object_cache()
-    found = cache.lookup(parts)
-    if found is not None:
-        later = _Later(graph, machine)
-        entry = Entry.unpack(found).at(locations)
-        stored = Stored(entry, lambda: later.lowered, lambda isa: _blobs_of(later.loops, isa))
-        stored.compile_seconds = time.perf_counter() - start
+    stored = stored_program(cache.lookup(parts), locations, Later(lambda: graph, machine), start)
+    if stored is not None:
         return stored
-    executable = _compile(graph, machine, start)
+    executable = compile_with(graph, machine, start)
     cache.store(parts, entry_of(executable.program, machine.isa, locations).pack())
     return executable
 
 
-def _compile(graph: Graph, machine: Target, start: float) -> Executable:
+def compile_with(
+    graph: Graph, machine: Target, start: float, passes: Sequence[Pass] = PIPELINE
+) -> Executable:
     dump = Dumper.from_flags(graph.name)
     # Host functions may have effects: they run once a run, never for a comparison.
-    checked = flags.verify() and not _calls_host(graph)
+    checked = flags.verify() and passes is PIPELINE and not calls_host(graph)
     inputs = random_inputs(graph) if checked else None
     planned = graph.plan is not None  # a dump of the last pass
-    lowered = graph if planned else run_pipeline(graph, machine, dump, inputs)
+    lowered = graph if planned else run_pipeline(graph, machine, dump, inputs, passes)
     program, loops, hosts = lower(lowered, machine)
     if dump is not None:
         dump.write_program(program)
@@ -120,7 +119,7 @@ def program_parts(graph: Graph, target: Target) -> dict[str, str] | None:
         return None
     machine = f"{target.name} {target.isa} {target.threads} {target.numerics}"
     names = "\n".join((graph.name, *graph.input_names))
-    _, places = _locations(graph)
+    _, places = locations_of(graph)
     return {
         "graph": graph.key,
         "names": names,
@@ -145,7 +144,7 @@ def _may_hold_functions(name: str) -> bool:
     return any("Callable" in str(f.type) or "Any" in str(f.type) for f in fields(OPS[name]))
 
 
-def _locations(graph: Graph) -> tuple[tuple[Location, ...], str]:
+def locations_of(graph: Graph) -> tuple[tuple[Location, ...], str]:
     """The lines of ``graph`` in the order of their first use, and which of them each op has."""
     number: dict[Location, int] = {}
     places: list[str] = []
@@ -178,36 +177,53 @@ def _version() -> str:
 
 
 @dataclass
-class _Later:
+class Later:
     """The lowered graph and the loops of a program that was found on disk."""
 
-    graph: Graph
+    graph: Callable[[], Graph]
     machine: Target
+    passes: Sequence[Pass] = PIPELINE
 
     @functools.cached_property
     def lowered(self) -> Graph:
-        planned = self.graph.plan is not None
-        return self.graph if planned else run_pipeline(self.graph, self.machine)
+        graph = self.graph()
+        planned = graph.plan is not None
+        return graph if planned else run_pipeline(graph, self.machine, passes=self.passes)
 
     @functools.cached_property
     def loops(self) -> dict[str, LoopKernel]:
         return lower(self.lowered, self.machine)[1]
 
 
+def stored_program(
+    found: bytes | None, locations: Sequence[Location], later: Later, start: float
+) -> Stored | None:
+    """The executable of a program on disk, which is there no more if ``found`` is None."""
+    if found is None:
+        return None
+    entry = Entry.unpack(found).at(locations)
+    stored = Stored(entry, lambda: later.lowered, lambda isa: _blobs_of(later.loops, isa))
+    stored.compile_seconds = time.perf_counter() - start
+    return stored
+
+
 # ---- checks ------------------------------------------------------------------------------------
 
 
-def _calls_host(graph: Graph) -> bool:
+def calls_host(graph: Graph) -> bool:
     return any(
-        isinstance(op, HostCall) or any(_calls_host(region) for _, region in op.regions())
+        isinstance(op, HostCall) or any(calls_host(region) for _, region in op.regions())
         for op in graph.nodes
     )
 
 
 def _check_outputs(graph: Graph, executable: Executable, inputs: Sequence[np.ndarray]) -> None:
     """Compare a run of the program with the reference interpreter."""
+    compare_run(graph, inputs, executable.run([as_storage(x) for x in inputs]))
+
+
+def compare_run(graph: Graph, inputs: Sequence[np.ndarray], stored: Sequence[Storage]) -> None:
     expected = run(graph, inputs)
-    stored = executable.run([as_storage(x) for x in inputs])
     got = [out.numpy(y.dtype).reshape(y.shape) for out, y in zip(stored, expected, strict=True)]
     for k in beyond_rounding(graph, inputs, expected, got):
         index, ulp = worst(expected[k], got[k])

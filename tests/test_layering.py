@@ -24,7 +24,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ops": _BASE | {"ir"},
     **dict.fromkeys(_STAGES, _CORE),
     "compile": _CORE | _STAGES,
-    "frontend": _CORE | _STAGES | {"compile"},
+    "bound": _CORE | _STAGES | {"compile"},
+    "frontend": _CORE | _STAGES | {"compile", "bound"},
     "__init__": _CORE | _STAGES | {"compile", "frontend"},
     # nir.deploy is the folder deploy/ beside nir/: it sees the public API, ir and ops.
     "deploy": _CORE | {"__init__"},

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nir.errors import TraceError
-from nir.frontend import flush, pytree
+import numpy as np
+
+from nir.errors import DTypeError, ShapeError, StaleTensorError, TraceError
+from nir.frontend import flush, lazy, pytree
 from nir.frontend.jit import borrowed, check_arguments, concrete, shown
 from nir.frontend.lazy import Cell
 from nir.frontend.spec import argument_types
@@ -20,34 +22,40 @@ from nir.runtime import Profile, Roofs, Storage
 
 
 class CompiledFunction:
-    """A program that takes and returns Tensors, with the state it reads bound to it."""
+    """A program that takes and returns Tensors, with the state it reads bound to it.
+
+    ``bound`` is that state as the program reads it, weights packed, and ``handed`` the inputs of
+    the traced graph that the function returns as they are.
+    """
 
     def __init__(
         self, traced: Traced, arguments: pytree.Tree, compiled: flush.Compiled,
-        bound: Sequence[Storage],
+        bound: Sequence[Storage], handed: Mapping[int, Storage],
     ) -> None:  # fmt: skip
         self.traced = traced
         self._arguments = arguments
         self._compiled = compiled
         self._bound = list(bound)
+        self._handed = dict(handed)
+        # Positional arguments that are arrays each: the common case needs no walk over trees.
+        plain = tuple(map(pytree.Leaf, range(traced.arguments)))
+        self._plain = arguments == _call_structure(plain)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on Tensors or arrays. Raises ShapeError or DTypeError for ones that do not fit."""
-        graph = self.traced.graph
-        data = self._data(args, kwargs)
-        outputs = self._compiled.run(graph, data)
-
-        def result(ref: Ref) -> Tensor:
-            out = (outputs if ref.kind == "output" else data)[ref.index]
-            own = graph.outputs if ref.kind == "output" else graph.inputs
-            cell = Cell(concrete(own[ref.index].type, out), out)
-            # An input handed through: the caller may hold and change its memory.
-            return Tensor._of(cell) if ref.kind == "output" else Tensor(Tensor._of(cell).numpy())
-
-        return pytree.unflatten(self.traced.structure, [result(r) for r in self.traced.results])
+        if self._plain and not kwargs and len(args) == self.traced.arguments:
+            try:
+                data: list[Any] = [_stored_as_is(x) for x in args]
+                if None not in data:
+                    return self._result(self._compiled.executable.run(data + self._bound), data)
+            except (DTypeError, ShapeError, StaleTensorError):
+                pass  # the way below raises it in terms of the user's arguments
+        arguments = self._data(args, kwargs)
+        outputs = self._compiled.run(self.traced.graph, arguments + self._bound)
+        return self._result(outputs, arguments)
 
     def _data(self, args: Any, kwargs: Any) -> list[Storage]:
-        """The inputs of a run for these arguments."""
+        """The storages of these arguments."""
         leaves, structure = pytree.flatten((args, kwargs))
         if structure != self._arguments:
             raise TraceError(
@@ -60,15 +68,33 @@ class CompiledFunction:
         names = graph.input_names[: len(tensors)]
         check_arguments(graph.input_types[: len(tensors)], [t.type for t in tensors], names)
         flush.realize([t._cell for t in tensors])
-        return [*(flush.store(t._cell, graph.name) for t in tensors), *self._bound]
+        return [flush.store(t._cell, graph.name) for t in tensors]
 
     def profile(
         self, *args: Any, runs: int = 5, roofs: Roofs | None = None, **kwargs: Any
     ) -> Profile:
         """Where the time of a call goes: by line, by kernel, on which thread."""
-        data = self._data(args, kwargs)
+        data = self._data(args, kwargs) + self._bound
         profile: Profile = self.executable.profile(data, runs, roofs)
         return profile
+
+    def _result(self, outputs: Sequence[Storage], arguments: Sequence[Any]) -> Any:
+        """The function's result, made of the program's outputs and what is handed through."""
+        graph = self.traced.graph
+
+        def result(ref: Ref) -> Tensor:
+            if ref.kind == "output":
+                out = outputs[ref.index]
+                return Tensor._of(Cell(concrete(graph.outputs[ref.index].type, out), out))
+            held = self._handed.get(ref.index) or arguments[ref.index]
+            cell = Cell(concrete(graph.inputs[ref.index].type, held), held)
+            # An input handed through: the caller may hold and change its memory.
+            return Tensor(Tensor._of(cell).numpy())
+
+        results = [result(r) for r in self.traced.results]
+        if type(self.traced.structure) is pytree.Leaf:
+            return results[0]
+        return pytree.unflatten(self.traced.structure, results)
 
     @property
     def executable(self) -> Any:
@@ -108,7 +134,7 @@ def compile(fn: Any, *specs: Any, target: Any = "cpu", state: Any = (), **kwargs
     """
     if isinstance(fn, Graph):
         return CompiledFunction(
-            *_of_graph(fn), flush.Compiled(flush.compile_located(fn, target), fn), []
+            *_of_graph(fn), flush.Compiled(flush.compile_located(fn, target), fn), [], {}
         )
     types, structure = argument_types((specs, kwargs))
     named = all_state(fn, state)
@@ -124,16 +150,39 @@ def compile(fn: Any, *specs: Any, target: Any = "cpu", state: Any = (), **kwargs
     flush.realize(cells)
     bound = [flush.store(c, "compile") for c in cells]
     # Not shared with jit's programs: its compile time is its own.
-    compiled = flush.Compiled(flush.compile_located(traced.graph, target), traced.graph)
-    return CompiledFunction(traced, structure, compiled, bound)
+    made = flush.compile_weights(traced.graph, traced.arguments, target)
+    weights = dict(enumerate(bound, traced.arguments))
+    handed = {
+        r.index: weights[r.index]
+        for r in traced.results
+        if r.kind == "input" and r.index in weights
+    }
+    return CompiledFunction(
+        traced, structure, flush.Compiled(made.executable, traced.graph), made.bind(weights), handed
+    )
+
+
+def _call_structure(leaves: tuple[pytree.Tree, ...]) -> pytree.Tree:
+    """The structure of a call ``f(*leaves)``."""
+    positional = pytree.Node(tuple, None, leaves)
+    return pytree.Node(tuple, None, (positional, pytree.Node(dict, (), ())))
+
+
+def _stored_as_is(x: Any) -> Storage | None:
+    """The storage of an array, or of a Tensor that has one; None for what takes more work."""
+    if type(x) is np.ndarray:
+        return Storage.from_numpy(x, copy=False)
+    if type(x) is Tensor and x._cell.stale is None and lazy.tracing() is None:
+        return x._cell.data
+    return None
 
 
 def _of_graph(graph: Graph) -> tuple[Traced, pytree.Tree]:
     """A graph as a function of its inputs: one Tensor, or a tuple of them."""
     count = len(graph.inputs)
-    arguments = pytree.Node(tuple, None, tuple(map(pytree.Leaf, range(count))))
+    arguments = _call_structure(tuple(map(pytree.Leaf, range(count))))
     leaves: tuple[pytree.Tree, ...] = tuple(map(pytree.Leaf, range(len(graph.outputs))))
     out = leaves[0] if len(leaves) == 1 else pytree.Node(tuple, None, leaves)
     results = tuple(Ref("output", i) for i in range(len(graph.outputs)))
     traced = Traced(graph, count, (), out, results, (), ())
-    return traced, pytree.Node(tuple, None, (arguments, pytree.Node(dict, (), ())))
+    return traced, arguments

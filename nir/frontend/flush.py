@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from nir.bound import BoundProgram, compile_bound
 from nir.compile import compile_graph
 from nir.errors import NirError
 from nir.frontend import lazy
@@ -106,6 +107,15 @@ def compile_located(graph: Graph, target: str | Target) -> Any:
     """`compile_graph`; an error that names no line names the caller's."""
     try:
         return compile_graph(graph, target)
+    except NirError as error:
+        error.location = error.location or caller()
+        raise
+
+
+def compile_weights(graph: Graph, first: int, target: str | Target) -> BoundProgram:
+    """`compile_bound`; an error that names no line names the caller's."""
+    try:
+        return compile_bound(graph, first, target)
     except NirError as error:
         error.location = error.location or caller()
         raise

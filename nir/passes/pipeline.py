@@ -118,7 +118,8 @@ FUSE = Pass(
 )
 PLAN_MEMORY = Pass("plan_memory", plan_memory, requires=_facts("fused"), ensures=_facts(_PLANNED))
 
-PIPELINE: tuple[Pass, ...] = (
+# Up to packing: ops are those of the target, each still by itself.
+LOWERING: tuple[Pass, ...] = (
     # Equal loops are seen as such while they are as traced.
     LOOPS,
     # Small rules first, so that the costly passes see less.
@@ -142,20 +143,19 @@ PIPELINE: tuple[Pass, ...] = (
     # Packing of what a loop only reads moves in front of it.
     HOIST,
     LOOPS,
-    SPLIT,
-    CSE,
-    DCE,
-    # Kernels and memory.
-    FUSE,
-    PLAN_MEMORY,
 )
+
+# Loops, kernels and memory. Where weights are bound, `nir.passes.prepare` cuts the graph in two
+# before this.
+PLANNING: tuple[Pass, ...] = (SPLIT, CSE, DCE, FUSE, PLAN_MEMORY)
+
+PIPELINE: tuple[Pass, ...] = (*LOWERING, *PLANNING)
 
 PASSES: Mapping[str, PassFunction] = {p.name: p.run for p in PIPELINE}
 
 
-def check_order(passes: Sequence[Pass]) -> None:
-    """Raise VerifyError if a pass runs before what it requires."""
-    known: frozenset[str] = frozenset()
+def check_order(passes: Sequence[Pass], known: frozenset[str] = frozenset()) -> frozenset[str]:
+    """Raise VerifyError if a pass runs before what it requires; the facts that hold at the end."""
     for p in passes:
         if missing := p.requires - known:
             raise VerifyError(
@@ -163,9 +163,11 @@ def check_order(passes: Sequence[Pass]) -> None:
                 "which no pass before it ensures"
             )
         known = (known - p.breaks) | p.ensures
+    return known
 
 
-check_order(PIPELINE)
+_LOWERED = check_order(LOWERING)
+check_order(PLANNING, _LOWERED)
 
 
 # ---- running -----------------------------------------------------------------------------------
@@ -186,7 +188,7 @@ def run_pipeline(
     memory is planned it runs in the planned arena. Where they are not given, NIR_DUMP=dir makes a
     dump and NIR_VERIFY=1 verifies on random inputs.
     """
-    check_order(passes)
+    check_order(passes, _LOWERED if passes is PLANNING else frozenset())
     if verify is None and flags.verify():
         verify = random_inputs(graph)
     if dump is None:

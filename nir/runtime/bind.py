@@ -28,7 +28,9 @@ def bind_inputs(program: Program, bound: Mapping[int, Storage]) -> Program:
                 f"got {value!r}"
             )
         constant_of[i] = len(constants)
-        constants.append(value.numpy().tobytes())
+        size = want.nbytes
+        assert isinstance(size, int)  # the type is that of a stored value
+        constants.append(value.raw_bytes(size))
     left = [i for i in range(len(program.inputs)) if i not in bound]
     number = {old: new for new, old in enumerate(left)}
 

@@ -126,19 +126,37 @@ py::array to_numpy(const Storage &s, const py::object &dtype, const py::object &
   return out;
 }
 
+// All bytes of a tensor, whatever their layout; `bytes` is how many its type takes.
+py::bytes raw_bytes(const Storage &s, size_t bytes) {
+  const TensorRef &t = s.live();
+  const auto skipped = static_cast<size_t>(t.data - t.block->data);
+  if (skipped > t.block->capacity || bytes > t.block->capacity - skipped)
+    throw Error(ErrorKind::kShape, describe(t) + " has fewer than " + std::to_string(bytes) +
+                                       " bytes");
+  return {reinterpret_cast<const char *>(t.data), bytes};
+}
+
+uint8_t dtype_of(const py::dtype &d) {
+  // By kind and size where that says it, since asking numpy for a name runs Python.
+  const char order = d.byteorder();
+  if (order == '=' || order == '|')
+    for (uint8_t k = 0; k < kDTypeCount; ++k)
+      if (d.kind() == kDTypes[k].numpy[0] && d.itemsize() == kDTypes[k].itemsize) return k;
+  const auto name = d.attr("name").cast<std::string>();
+  for (uint8_t k = 0; k < kDTypeCount; ++k)
+    if (name == kDTypes[k].numpy && d.attr("isnative").cast<bool>()) return k;
+  throw Error(ErrorKind::kDType, "no nir dtype for numpy's " + py::str(d).cast<std::string>());
+}
+
 std::unique_ptr<Storage> from_numpy(const py::object &given, bool copy) {
   py::array a = py::array::ensure(given, py::array::c_style);
   if (!a) throw py::error_already_set();
-  const auto name = a.dtype().attr("name").cast<std::string>();
   auto s = std::make_unique<Storage>();
   TensorRef &t = s->tensor;
-  t.dtype = kDTypeCount;
-  for (uint8_t k = 0; k < kDTypeCount; ++k)
-    if (name == kDTypes[k].numpy) t.dtype = k;
-  if (t.dtype == kDTypeCount || !a.dtype().attr("isnative").cast<bool>())
-    throw Error(ErrorKind::kDType,
-                "no nir dtype for numpy's " + py::str(a.dtype()).cast<std::string>());
-  set_shape(&t, a.attr("shape"));
+  t.dtype = dtype_of(a.dtype());
+  if (a.ndim() > static_cast<ssize_t>(kMaxRank)) set_shape(&t, a.attr("shape"));  // refuses
+  t.rank = static_cast<uint8_t>(a.ndim());
+  std::copy_n(a.shape(), a.ndim(), t.shape.begin());
   const auto bytes = static_cast<size_t>(a.nbytes());
   auto *data = static_cast<uint8_t *>(const_cast<void *>(a.data()));
   if (copy) {
@@ -363,6 +381,8 @@ void bind_storage(py::module_ &m) {
       .def_static("from_numpy", &from_numpy, py::arg("array"), py::arg("copy") = true,
                   "The elements of an array; without a copy the array's own memory where it is "
                   "dense, which no run overwrites.")
+      .def("raw_bytes", &raw_bytes, py::arg("bytes"),
+           "The bytes of the buffer in the tensor's own layout.")
       .def("numpy", &to_numpy, py::arg("dtype") = py::none(), py::arg("shape") = py::none(),
            py::arg("writable") = true, "A numpy array on the same memory; it counts as a view.")
       .def(
