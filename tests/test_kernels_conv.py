@@ -149,7 +149,11 @@ def run(
         strides.append(planar)
         if depthwise:
             strides = [1, taps] if oihw else [c.o, 1]
-        scratch = (256 * 16 + 256 * 256 + rows * min(cols, 256) * oihw) * size + 256 * 16 + 256
+        scratch = (
+            taps * 2 * 64
+            if depthwise
+            else (256 * 16 + 256 * 256 + rows * min(cols, 256) * oihw) * size + 256 * 16 + 256
+        )
     else:
         grad = kind.endswith("input_grad")
         if depthwise:
@@ -162,7 +166,7 @@ def run(
         scratch = conv_scratch(c, c.o if grad else c.c, size)
         if depthwise:
             strides = [1, c.kh * c.kw] if oihw else [c.o, 1]
-            scratch = c.kh * c.kw * c.c * size
+            scratch = c.kh * c.kw * c.c * size + (c.kh + c.kw) * 32 + 7 * 64
     out, memory = guarded(shape, dtype)
     before = memory.copy()
     call(

@@ -180,7 +180,12 @@ def _convolution(op: Any, image: Any, input_grad: bool) -> KernelCall | None:
         return call
     s_tap, _, s_co = weight_strides(op.weight_layout, kh, kw, ci, co)
     return replace(
-        call, dims=(*dims, s_tap, s_co), scratch=taps * co * size, col_grain=PANEL, pack=None
+        call,
+        dims=(*dims, s_tap, s_co),
+        # The weights turned, and lists of the taps and kernel rows that a line reads.
+        scratch=taps * co * size + (kh + kw) * 32 + 7 * _LINE,
+        col_grain=PANEL,
+        pack=None,
     )
 
 
@@ -215,9 +220,10 @@ def conv2d_weight_grad(op: Conv2dWeightGrad) -> KernelCall | None:
         (*dims, s_tap, s_co) if depthwise else (*dims, *strides, int(planar)),
         rows=taps * ci,
         cols=co,
-        row_grain=1 if depthwise else 8,
+        # The taps of a depthwise weight share what they read of dy: channels are split.
+        row_grain=taps if depthwise else 8,
         col_grain=PANEL,
-        scratch=0 if depthwise else scratch,
+        scratch=taps * 2 * _LINE if depthwise else scratch,
         work=_quarter(prod(dy.shape) * (taps * ci)),
     )
 
