@@ -197,9 +197,26 @@ ROWS: list[Row] = [
      "cross_entropy: expected i64 targets, got f32[2]"),
     ("cross_entropy", ("f32[2,3]", "i64[3]"), {}, ShapeError,
      "cross_entropy: expected logits [N,C] and targets [N], got f32[2,3] and i64[3]"),
-    ("attention", ("f32[1,2,4,8]", "f32[1,2,5,8]", "f32[1,2,6,8]"), {"causal": False, "scale": 1.0},
-     ShapeError,
+    ("attention", ("f32[1,2,4,8]", "f32[1,2,5,8]", "f32[1,2,6,8]"),
+     {"mask": None, "causal": False, "scale": 1.0}, ShapeError,
      "attention: shapes do not fit: q: f32[1,2,4,8], k: f32[1,2,5,8], v: f32[1,2,6,8]"),
+    ("attention", ("f32[1,2,4,8]", "f32[1,2,5,8]", "f32[1,2,5,8]", "bool[1,3,4,5]"),
+     {"causal": False, "scale": 1.0}, ShapeError,
+     "attention: expected a mask that broadcasts to [1,2,4,5], got q: f32[1,2,4,8], "
+     "k: f32[1,2,5,8], v: f32[1,2,5,8], mask: bool[1,3,4,5]"),
+    ("attention", ("f32[1,2,4,8]", "f32[1,2,5,8]", "f32[1,2,5,8]", "i32[1,1,4,5]"),
+     {"causal": False, "scale": 1.0}, DTypeError,
+     "attention: expected a mask of bool or f32, got q: f32[1,2,4,8], k: f32[1,2,5,8], "
+     "v: f32[1,2,5,8], mask: i32[1,1,4,5]"),
+    ("attention", ("f32[1,2,4,8]", "f32[1,2,5,8]", "f32[1,2,5,8]"),
+     {"mask": None, "causal": False, "scale": 1.0, "orders": ("BHTD", "BHDT", "BHTD", "BHTD")},
+     ShapeError,
+     "attention: expected four orders of BHTD, BTHD, TBHD, HBTD, HTBD, THBD, got BHTD, BHDT, BHTD, "
+     "BHTD"),
+    ("attention_grad", (*("f32[1,2,4,8]",) * 4, "f32[1,2,4]", "f32[1,2,5]"),
+     {"mask": None, "causal": False, "scale": 1.0}, ShapeError,
+     "attention_grad: expected ct [1,2,4,8], lse and delta [1,2,4], got f32[1,2,4,8], f32[1,2,4] "
+     "and f32[1,2,5]"),
     ("random_bits", ("i32[]", "i64[]"), {"shape": (2,)}, DTypeError,
      "random_bits: expected key: i64[], got i32[]"),
     ("random_uniform", KEY, {"shape": (2,), "dtype": i32}, DTypeError,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -164,11 +165,48 @@ def cross_entropy(x: Any, target: Any) -> Any:
     return torch.where(known, loss, x.logsumexp(1))
 
 
-def attention(q: Any, k: Any, v: Any, causal: bool, scale: float) -> Any:
+def axes_in_order(x: Any, order: str, first: int = 0, heads: int | None = None) -> Any:
+    x = x.permute(*(order.index(a) for a in "BHTD"))
+    return x if heads is None else x[:, first : first + heads]
+
+
+def attention(
+    q: Any, k: Any, v: Any, *masks: Any, causal: bool, scale: float, mask: None = None,
+    orders: Any = ("BHTD",) * 4, first: Any = (0, 0, 0), heads: int | None = None,
+) -> Any:  # fmt: skip
+    given = zip((q, k, v), orders, first, strict=False)
+    q, k, v = (axes_in_order(x, order, h, heads) for x, order, h in given)
     t, s = q.shape[2], k.shape[2]
-    # Ours lets the last query see every key; torch's is_causal the first query the first key.
-    seen = torch.ones(t, s, dtype=torch.bool).tril(s - t) if causal else None
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
+    scores = q @ k.transpose(2, 3) * scale
+    for m in masks:
+        scores = scores.masked_fill(~m, -math.inf) if m.dtype == torch.bool else scores + m
+    if causal:  # ours lets the last query see every key, torch's the first query the first key
+        scores = scores.masked_fill(~torch.ones(t, s, dtype=torch.bool).tril(s - t), -math.inf)
+    out = torch.nan_to_num(scores.softmax(3), 0.0) @ v
+    lse = scores.logsumexp(3)
+    lse = torch.where(lse == -math.inf, math.inf, lse)
+    return out.permute(*("BHTD".index(a) for a in orders[3])), lse
+
+
+def attention_grad(
+    q: Any, k: Any, v: Any, *rest: Any, causal: bool, scale: float, mask: None = None,
+    orders: Any = ("BHTD",) * 4, first: Any = (0, 0, 0), heads: int | None = None,
+    joined: bool = False,
+) -> Any:  # fmt: skip
+    *masks, ct, lse, delta = rest
+    given = zip((q, k, v, ct), orders, (*first, 0), strict=True)
+    q, k, v, ct = (axes_in_order(x, order, h, heads) for x, order, h in given)
+    t, s = q.shape[2], k.shape[2]
+    scores = q @ k.transpose(2, 3) * scale
+    for m in masks:
+        scores = scores.masked_fill(~m, -math.inf) if m.dtype == torch.bool else scores + m
+    if causal:
+        scores = scores.masked_fill(~torch.ones(t, s, dtype=torch.bool).tril(s - t), -math.inf)
+    p = (scores - lse[..., None]).exp()
+    ds = p * (ct @ v.transpose(2, 3) - delta[..., None]) * scale
+    grads = [ds @ k, ds.transpose(2, 3) @ q, p.transpose(2, 3) @ ct]
+    laid = [g.permute(*("BHTD".index(a) for a in o)) for g, o in zip(grads, orders, strict=False)]
+    return (torch.cat(laid, orders[0].index("H")),) if joined else laid
 
 
 def extreme_arg(name: str) -> Callable[..., Any]:
@@ -257,6 +295,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     "batch_norm_inference": batch_norm_inference,
     "cross_entropy": cross_entropy,
     "attention": attention,
+    "attention_grad": attention_grad,
     "cast": lambda x, dtype: x.to(TORCH_DTYPES[dtype.name]),
 }
 

@@ -1,5 +1,6 @@
 """Every op of nir, one class each (see `nir.ir.op.Op`); importing this fills the registry."""
 
+from nir.ops.attention import Attention, AttentionGrad
 from nir.ops.cast import Cast
 from nir.ops.control import Cond, CustomVjp, HostCall
 from nir.ops.conv import Conv2d, Conv2dInputGrad, Conv2dWeightGrad, PackConv2d
@@ -47,7 +48,6 @@ from nir.ops.index import CheckIndex, ScatterAdd, ScatterAddAlong, Take, TakeAlo
 from nir.ops.linalg import Matmul, Pack
 from nir.ops.loops import Scan, WhileLoop
 from nir.ops.nn import (
-    Attention,
     BatchNorm,
     BatchNormInference,
     CrossEntropy,
@@ -75,8 +75,8 @@ from nir.ops.sort import Sort, TopK
 from nir.ops.source import Constant, Full, Iota
 
 __all__ = [
-    "Abs", "Add", "ArgMax", "ArgMin", "Attention", "AvgPool2d", "AvgPool2dGrad", "BatchNorm",
-    "BatchNormInference", "BitAnd", "BitNot", "BitOr", "BitXor", "Broadcast", "Cast", "Ceil",
+    "Abs", "Add", "ArgMax", "ArgMin", "Attention", "AttentionGrad", "AvgPool2d",
+    "AvgPool2dGrad", "BatchNorm", "BatchNormInference", "BitAnd", "BitNot", "BitOr", "BitXor", "Broadcast", "Cast", "Ceil",
     "CheckIndex", "Concat", "Cond", "Constant", "Conv2d", "Conv2dInputGrad", "Conv2dWeightGrad",
     "Cos", "CrossEntropy", "CumSum", "CustomVjp", "Dilate", "Div", "Eq", "Erf", "Exp", "Expm1",
     "Flip", "Floor", "FloorDiv", "Full", "Fused", "Ge", "Gt", "HostCall", "Iota", "IsNan",

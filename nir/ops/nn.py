@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nir.errors import DTypeError, ShapeError
-from nir.ir.dim import Dim, floordiv, prod
+from nir.ir.dim import prod
 from nir.ir.op import Op, Sample, Value
 from nir.ir.types import TensorType, i64
 
@@ -404,80 +404,4 @@ class CrossEntropy(Op):
             Sample((_LARGE[:1], np.array([1])), differentiable=False),
             Sample((_X[0], np.array([-100, 7, 2])), differentiable=False),
             Sample((_X[0][:0], np.zeros(0, np.int64))),
-        ]
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Attention(Op):
-    """softmax(q k^T * scale) v: q (B, H, T, D), k (B, H, S, D), v (B, H, S, E) -> (B, H, T, E).
-
-    ``causal`` lets query t see keys 0 .. t + S - T only (Vaswani et al., 2017).
-    """
-
-    q: Value
-    k: Value
-    v: Value
-    causal: bool
-    scale: float
-    kind = "other"
-
-    def infer(self) -> tuple[TensorType, ...]:
-        q, k, v = self.q.type, self.k.type, self.v.type
-        _float(self, self.q, self.k, self.v)
-        shown = f"q: {q}, k: {k}, v: {v}"
-        if not q.ndim == k.ndim == v.ndim == 4:
-            raise ShapeError(f"attention: expected (batch, heads, tokens, features), got {shown}")
-        if (
-            not q.shape[:2] == k.shape[:2] == v.shape[:2]
-            or q.shape[3] != k.shape[3]
-            or k.shape[2] != v.shape[2]
-        ):
-            raise ShapeError(f"attention: shapes do not fit: {shown}")
-        return (q.with_(shape=(*q.shape[:3], v.shape[3])),)
-
-    def flops(self) -> Dim:
-        # Both products; a causal one needs half of each.
-        total = 2 * prod(self.q.type.shape[:3]) * self.k.type.shape[2]
-        total = total * (self.q.type.shape[3] + self.v.type.shape[3])
-        return floordiv(total, 2) if self.causal else total
-
-    def ref(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, ...]:
-        wq, wk, wv = map(_wide, (q, k, v))
-        with np.errstate(all="ignore"):
-            scores = wq @ wk.swapaxes(2, 3) * wq.dtype.type(self.scale)
-            if self.causal:
-                t, s = scores.shape[2:]
-                scores = np.where(np.arange(s) <= np.arange(t)[:, None] + (s - t), scores, -np.inf)
-            return ((_softmax(scores, 3).astype(wq.dtype) @ wv).astype(q.dtype),)
-
-    def _scores(self, q: Any, k: Any) -> Any:
-        scores = q.matmul(k, transpose_rhs=True) * self.scale
-        if not self.causal:
-            return scores
-        t, s = scores.shape[2:]
-        row = scores.iota((t, s), 0, i64)
-        seen = row.iota((t, s), 1, i64).le(row + row.full_like(s - t))
-        return seen.broadcast(scores.shape, (2, 3)).where(scores, scores.full_like(-math.inf))
-
-    def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
-        # With P = softmax(S): dV = P^T dO, dS = P (dO V^T - sum(dO O)), dQ = dS K, dK = dS^T Q.
-        (q, k, v), ct = operands, cotangents[0]
-        p = self._scores(q, k).softmax(3)
-        row = (ct * results[0]).sum((3,)).broadcast(p.shape, (0, 1, 2))
-        ds = p * (ct.matmul(v, transpose_rhs=True) - row) * self.scale
-        return ds.matmul(k), ds.matmul(q, transpose_lhs=True), p.matmul(ct, transpose_lhs=True)
-
-    def decompose(self, operands: Grad) -> Grad:
-        q, k, v = operands
-        return (self._scores(q, k).softmax(3).matmul(v),)
-
-    @classmethod
-    def samples(cls) -> Sequence[Sample]:
-        rng = np.random.default_rng(21)
-        q, k, v = (rng.standard_normal((2, 2, t, 3)) for t in (4, 5, 5))
-        f = [x.astype(np.float32) for x in (q, k, v)]
-        return [
-            Sample(tuple(f), {"causal": False, "scale": 0.6}),
-            Sample(tuple(f), {"causal": True, "scale": 0.6}),
-            Sample((q, k, v), {"causal": True, "scale": 1.0}),
         ]

@@ -9,13 +9,16 @@ graphs: they can be differentiated again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from nir.errors import NirError, NotDifferentiable, VerifyError
+from nir.ir.dim import Shape
 from nir.ir.graph import Builder, Graph, location_text
 from nir.ir.location import Locations, derived
 from nir.ir.op import Op, Value
 from nir.ir.types import TensorType
 from nir.ops.expr import Expr
+from nir.ops.shape import Slice
 
 
 def vjp(graph: Graph, wrt: Sequence[int] | None = None) -> Graph:
@@ -85,17 +88,24 @@ def backward(
         if any(v in active for v in op.operands):
             active.update(v for v in op.results if v.type.dtype.is_float)
     cotangents = {v: ct for v, ct in seeds.items() if v in active}
+    pads: dict[Value, _Padded] = {}
     outer = b.locs
     for op in reversed(order):
         reached = any(v in cotangents for v in op.results)
         if reached and any(v in active for v in op.operands):
             b.locs = derived(op.locs) if op.locs else outer
-            _step(b, op, cotangents, active)
+            _step(b, op, cotangents, active, pads)
     b.locs = outer
     return {v: cotangents[v] for v in wanted if v in cotangents}
 
 
-def _step(b: Builder, op: Op, cotangents: dict[Value, Expr], active: set[Value]) -> None:
+def _step(
+    b: Builder,
+    op: Op,
+    cotangents: dict[Value, Expr],
+    active: set[Value],
+    pads: dict[Value, _Padded],
+) -> None:
     operands = [Expr(b, v) for v in op.operands]
     results = [Expr(b, v) for v in op.results]
     try:
@@ -116,12 +126,53 @@ def _step(b: Builder, op: Op, cotangents: dict[Value, Expr], active: set[Value])
             raise VerifyError(
                 f"{op.name}: the cotangent of a {v.type} is a {ct.type}", location_text(op.locs)
             )
-        _accumulate(cotangents, v, ct)
+        if isinstance(op, Slice) and all(n == 1 for n in op.steps):
+            piece = cotangents[op.result]
+            ends = zip(v.type.shape, op.starts, piece.shape, strict=True)
+            pads[ct.value] = _Padded(piece, op.starts, tuple(n - a - m for n, a, m in ends))
+        known = cotangents.get(v)
+        joined = None if known is None else _side_by_side(known, ct, pads)
+        if joined is not None:
+            cotangents[v] = joined
+        else:
+            _accumulate(cotangents, v, ct)
 
 
 def _accumulate(cotangents: dict[Value, Expr], v: Value, ct: Expr) -> None:
     known = cotangents.get(v)
     cotangents[v] = ct if known is None else known + ct
+
+
+@dataclass(frozen=True, slots=True)
+class _Padded:
+    """The cotangent of a slice's operand: ``piece`` with zeros round it."""
+
+    piece: Expr
+    low: Shape
+    high: Shape
+
+
+def _side_by_side(x: Expr, y: Expr, pads: dict[Value, _Padded]) -> Expr | None:
+    """x + y where slices that touch send them back: one tensor, and no sum of zeros."""
+    if x.value not in pads or y.value not in pads:
+        return None
+    a, b = pads[x.value], pads[y.value]
+    differing = [i for i, (p, q) in enumerate(zip(a.low, b.low, strict=True)) if p != q]
+    if len(differing) != 1:
+        return None
+    (axis,) = differing
+    for first, second in ((a, b), (b, a)):
+        n, m = first.piece.shape[axis], second.piece.shape[axis]
+        same = all(p == q for i, (p, q) in enumerate(zip(a.high, b.high, strict=True)) if i != axis)
+        touch = first.low[axis] + n == second.low[axis]
+        if same and touch and first.high[axis] == second.high[axis] + m:
+            joined = first.piece.concat((second.piece,), axis=axis)
+            if all(p == 0 for p in (*first.low, *second.high)):
+                return joined
+            padded = joined.pad(first.low, second.high, 0)
+            pads[padded.value] = _Padded(joined, first.low, second.high)
+            return padded
+    return None
 
 
 # ---- building ----------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ from nir.ops import (
     Sum,
     Transpose,
 )
+from nir.passes.attention import RULES as ATTENTION
 from nir.passes.movement import MOVEMENT, inverse, transpose_of_broadcast
 from nir.passes.rewrite import Context, Rules, everywhere, merge_rules, rewrite
 
@@ -270,4 +271,4 @@ _SINKS: Rules = {
     Conv2dInputGrad: (read_oihw,),
 }
 
-RULES: Rules = merge_rules(MOVEMENT, _SINKS)
+RULES: Rules = merge_rules(MOVEMENT, _SINKS, ATTENTION)

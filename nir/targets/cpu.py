@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from nir import flags
 from nir.ir.program import Target
+from nir.targets.cpu_attention import ATTENTION
 from nir.targets.cpu_contractions import CONTRACTIONS
 from nir.targets.cpu_movement import MOVEMENT
 from nir.targets.kernel_call import KernelCall
@@ -26,7 +27,11 @@ _NEEDS = {
     "plain": set[str](),
 }
 
-KERNELS: Mapping[str, Callable[[Any], KernelCall | None]] = {**CONTRACTIONS, **MOVEMENT}
+KERNELS: Mapping[str, Callable[[Any], KernelCall | None]] = {
+    **ATTENTION,
+    **CONTRACTIONS,
+    **MOVEMENT,
+}
 
 # Ops whose kernels call an epilogue on each finished tile of their result, in the space of all its
 # axes but the last x the last.

@@ -69,14 +69,14 @@ def attend(
 
     ``allowed`` (bool) and ``bias`` broadcast to [N, H, T, S].
     """
-    square = q.shape[2] == k.shape[2]
-    if causal and (allowed is not None or not square):
+    fused = not dropout_p and not need_weights
+    # The op's diagonal ends at the last key, PyTorch's begins at the first.
+    if causal and (not fused or q.shape[2] != k.shape[2]):
         seen = arange(k.shape[2]) <= arange(q.shape[2]).unsqueeze(1)
         allowed, causal = seen if allowed is None else allowed & seen, False
-    if allowed is None and bias is None and not dropout_p and not need_weights:
-        return apply(ops.Attention, q, k, v, causal=causal, scale=scale), None
-    if causal:
-        allowed = arange(k.shape[2]) <= arange(q.shape[2]).unsqueeze(1)
+    if fused:
+        mask = None if allowed is None and bias is None else _one_mask(q.dtype, allowed, bias)
+        return apply(ops.Attention, q, k, v, mask, causal=causal, scale=scale)[0], None
     scores = (q @ k.transpose(2, 3)) * scale
     scores = scores if bias is None else scores + bias
     if allowed is None:
@@ -88,6 +88,17 @@ def attend(
         weights = where(allowed, weights, 0.0)
     weights = dropout(weights, dropout_p, True, generator)
     return weights @ v, weights if need_weights else None
+
+
+def _one_mask(dtype: DType, allowed: Tensor | None, bias: Tensor | None) -> Tensor:
+    """The mask of four axes that the op takes; bool if nothing is added to the scores."""
+    if bias is None:
+        mask = allowed
+    else:
+        bias = bias if bias.dtype == dtype else bias.cast(dtype)
+        mask = bias if allowed is None else where(allowed, bias, -math.inf)
+    assert mask is not None
+    return mask.reshape(*(1,) * (4 - mask.ndim), *mask.shape)
 
 
 def split_mask(name: str, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
