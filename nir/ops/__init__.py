@@ -75,18 +75,17 @@ from nir.ops.sort import Sort, TopK
 from nir.ops.source import Constant, Full, Iota
 
 __all__ = [
-    "Abs", "Add", "ArgMax", "ArgMin", "Attention", "AttentionGrad", "AvgPool2d",
-    "AvgPool2dGrad", "BatchNorm", "BatchNormInference", "BitAnd", "BitNot", "BitOr", "BitXor", "Broadcast", "Cast", "Ceil",
-    "CheckIndex", "Concat", "Cond", "Constant", "Conv2d", "Conv2dInputGrad", "Conv2dWeightGrad",
-    "Cos", "CrossEntropy", "CumSum", "CustomVjp", "Dilate", "Div", "Eq", "Erf", "Exp", "Expm1",
-    "Flip", "Floor", "FloorDiv", "Full", "Fused", "Ge", "Gt", "HostCall", "Iota", "IsNan",
-    "LayerNorm", "Le", "Log", "Log1p", "LogSoftmax", "LogSumExp", "LogicalAnd", "LogicalNot",
-    "LogicalOr", "LogicalXor", "Lt", "Matmul", "Max", "MaxPool2d", "MaxPool2dGrad",
+    "Abs", "Add", "ArgMax", "ArgMin", "Attention", "AttentionGrad", "AvgPool2d", "AvgPool2dGrad",
+    "BatchNorm", "BatchNormInference", "BitAnd", "BitNot", "BitOr", "BitXor", "Broadcast", "Cast",
+    "Ceil", "CheckIndex", "Concat", "Cond", "Constant", "Conv2d", "Conv2dInputGrad",
+    "Conv2dWeightGrad", "Cos", "CrossEntropy", "CumSum", "CustomVjp", "Dilate", "Div", "Eq", "Erf",
+    "Exp", "Expm1", "Flip", "Floor", "FloorDiv", "Full", "Fused", "Ge", "Gt", "HostCall", "Iota",
+    "IsNan", "LayerNorm", "Le", "Log", "Log1p", "LogSoftmax", "LogSumExp", "LogicalAnd",
+    "LogicalNot", "LogicalOr", "LogicalXor", "Lt", "Matmul", "Max", "MaxPool2d", "MaxPool2dGrad",
     "MaxPool2dSelect", "Maximum", "Mean", "Min", "Minimum", "Mod", "Mul", "Ne", "Neg", "Pack",
     "PackConv2d", "Pad", "Pow", "Prod", "RandomBernoulli", "RandomBits", "RandomNormal",
     "RandomUniform", "ReducePartial", "Relu", "Reshape", "Round", "Rsqrt", "Scan", "ScatterAdd",
     "ScatterAddAlong", "ShiftLeft", "ShiftRight", "ShiftRightLogical", "Sigmoid", "Sign", "Sin",
     "Slice", "Softmax", "Sort", "Sqrt", "Sub", "Sum", "Take", "TakeAlong", "Tanh", "TopK",
-    "Transpose", "Trunc", "Where",
-    "WhileLoop",
+    "Transpose", "Trunc", "Where", "WhileLoop",
 ]  # fmt: skip

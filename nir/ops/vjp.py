@@ -166,10 +166,10 @@ def _side_by_side(x: Expr, y: Expr, pads: dict[Value, _Padded]) -> Expr | None:
         same = all(p == q for i, (p, q) in enumerate(zip(a.high, b.high, strict=True)) if i != axis)
         touch = first.low[axis] + n == second.low[axis]
         if same and touch and first.high[axis] == second.high[axis] + m:
-            joined = first.piece.concat((second.piece,), axis=axis)
+            joined: Expr = first.piece.concat((second.piece,), axis=axis)
             if all(p == 0 for p in (*first.low, *second.high)):
                 return joined
-            padded = joined.pad(first.low, second.high, 0)
+            padded: Expr = joined.pad(first.low, second.high, 0)
             pads[padded.value] = _Padded(joined, first.low, second.high)
             return padded
     return None

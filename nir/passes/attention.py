@@ -23,7 +23,7 @@ def _put(entries: tuple[Any, ...], i: int, entry: Any) -> Any:
     return (*entries[:i], entry, *entries[i + 1 :])
 
 
-def _with(op: _Attention, i: int, v: Value, **attributes: Any) -> _Attention:
+def _with(op: Any, i: int, v: Value, **attributes: Any) -> Any:
     """``op`` with operand q, k, v or ct replaced."""
     return replace(op, **{("q", "k", "v", "ct")[i]: v}, **attributes)
 
@@ -53,17 +53,13 @@ def read_slice(ctx: Context, op: _Attention) -> Sequence[Value] | None:
             continue
         *lead, heads, d = v.type.shape
         whole, start = part.x.type.shape[-1], part.starts[-1]
-        if (
-            part.steps[-1] != 1
-            or part.result.type.shape[-1] != heads * d
-            or part.result.type.shape[:-1] != part.x.type.shape[:-1]
-            or not all(isinstance(n, int) for n in (heads, d, whole, start))
-            or whole % d  # type: ignore[operator]
-            or start % d  # type: ignore[operator]
-        ):
+        if not (isinstance(d, int) and isinstance(whole, int) and isinstance(start, int)):
             continue
-        every = ctx.emit(Reshape(part.x, (*lead, whole // d, d)))  # type: ignore[operator]
-        first = op.first[i] + start // d  # type: ignore[operator]
+        alone = part.result.type.shape == (*part.x.type.shape[:-1], heads * d)
+        if not alone or part.steps[-1] != 1 or whole % d or start % d:
+            continue
+        every = ctx.emit(Reshape(part.x, (*lead, whole // d, d)))
+        first = op.first[i] + start // d
         new = _with(op, i, every, first=_put(op.first, i, first), heads=op.sizes().h)
         return ctx.emit_all(new)
     return None

@@ -95,7 +95,7 @@ def _one_mask(dtype: DType, allowed: Tensor | None, bias: Tensor | None) -> Tens
     if bias is None:
         mask = allowed
     else:
-        bias = bias if bias.dtype == dtype else bias.cast(dtype)
+        bias = bias if bias.dtype == dtype else bias.to(dtype)
         mask = bias if allowed is None else where(allowed, bias, -math.inf)
     assert mask is not None
     return mask.reshape(*(1,) * (4 - mask.ndim), *mask.shape)
