@@ -149,11 +149,9 @@ def run(
         strides.append(planar)
         if depthwise:
             strides = [1, taps] if oihw else [c.o, 1]
-        scratch = (
-            taps * 2 * 64
-            if depthwise
-            else (256 * 16 + 256 * 256 + rows * min(cols, 256) * oihw) * size + 256 * 16 + 256
-        )
+        edges = 256 * c.kw * (1 if planar else cg if cg < 16 else 0)
+        sums = max((1 << 18) // size, 8 * taps * min(c.o // c.groups, 256)) * oihw
+        scratch = taps * 128 if depthwise else (65536 + edges + sums) * size + 256 * 24 + 256
     else:
         grad = kind.endswith("input_grad")
         if depthwise:

@@ -4,121 +4,190 @@
 //   ptrs  x [N, H, W, C], dy [N, OH, OW, O], dw (logically [KH, KW, C / groups, O])
 //   dims  conv.h, then  16 dw's kernel position stride  17 dw's channel stride
 //         18 dw's output stride  19 whether x is NCHW
-//   rows  KH * KW * C / groups, or C * KH * KW for NCHW; cols  O, split at multiples of 16
-//   scratch  conv2d_weight_grad_scratch in nir/targets/cpu.py
+//   rows  C / groups * KH * KW; cols  O, split at multiples of 16
+//   scratch  conv2d_weight_grad in nir/targets/cpu_contractions.py
 //
-// The strides let dw lie as HWIO or as OIHW. An epilogue sees rows and columns, whatever the
-// layout. A GEMM whose k runs over the output pixels, in blocks of 256 added in order. Threads
-// split the rows and columns of dw, so no partial sums meet and the number of threads cannot
-// matter.
+// The strides let dw lie as HWIO or as OIHW. A GEMM whose k runs over the output pixels, in blocks
+// of 256 added in order; x is read where it lies, at the pixels whose tap is inside the image, so
+// padding costs nothing. Threads split the rows and columns of dw, so no partial sums meet and the
+// number of threads cannot matter.
 #include "conv.h"
+#include "transpose.h"
 
 namespace NIR_NS {
 namespace {
 
-constexpr int64_t kStretchBytes = 16384;  // sums that are transposed at a time
-constexpr int64_t kColumns = 256;  // columns of dy packed at a time: 256 KB of f32, within L2
+constexpr int64_t kColumns = 256;       // columns of dy packed at a time: 256 KB of f32, within L2
+constexpr int64_t kSumBytes = 1 << 18;  // sums that wait to be transposed
+constexpr int64_t kFewChannels = 16;    // below, taps side by side in x make one line
+// Rows of a tile: 8 divides the numbers of channels there are, and 16 chains hide the latency.
+constexpr int kTileRows = kMaxRows > 8 ? 8 : kMaxRows;
 
-struct Pixel {
-  int64_t base;  // offset in x of tap position (0, 0) before padding
-  int32_t h, w;  // its position, from -pad on
+// Pixels in a row of which each reads x `step` elements after the one before.
+template <class T>
+struct Stretch {
+  const T *x;
+  int64_t step;
+  int32_t pixel, count;  // the first one's number in the block of dy
 };
 
-// A run of rows of dw within one tile, whose x elements are contiguous at every pixel: channels of
-// one tap, or, without dilation and groups, of neighbouring taps in one kernel row.
-struct Run {
-  int64_t offset;  // from a pixel's base
-  int32_t row, length, dh, dw0, dw1;
+template <class T>
+struct Task {
+  const Stretch<T> *stretches;
+  int64_t count, offset;  // `offset`: the tile's first row within what the stretches point to
+  const T *b;             // packed dy, first column of the tile
+  int64_t b_panel;
+  T *const *out;
+  int cols;
+  bool add;
 };
 
-inline int list_runs(const ConvDims &d, int64_t group, int64_t row, int rows, Run *runs) {
-  const int64_t channels = d.depth / d.groups;
-  int64_t line_before = -1;  // plane and kernel row
-  int n = 0;
-  for (int i = 0; i < rows;) {
-    const int64_t tap = (row + i) / channels, c = (row + i) % channels;
-    const int64_t line = tap / d.KW, plane = line / d.KH;
-    const int64_t dh = line % d.KH * d.dil_h, dw = tap % d.KW * d.dil_w;
-    const int len = static_cast<int>(min64(rows - i, channels - c));
-    if (line == line_before && d.dil_w == 1 && d.groups == 1) {
-      runs[n - 1].length += len;
-      runs[n - 1].dw1 = static_cast<int32_t>(dw);
-    } else {
-      runs[n++] = {((plane * d.H + dh) * d.W + dw) * d.depth + group * channels + c,
-                   i,
-                   len,
-                   static_cast<int32_t>(dh),
-                   static_cast<int32_t>(dw),
-                   static_cast<int32_t>(dw)};
+template <class T, int kRows, int kVectors>
+void outer(const Task<T> &t) {
+  constexpr int W = kLanes<T>, kPerPanel = kPanel / W;
+  Vec<T> acc[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) acc[i][j] = Vec<T>{};
+  for (int64_t s = 0; s < t.count; ++s) {
+    const Stretch<T> &stretch = t.stretches[s];
+    const T *a = stretch.x + t.offset, *b = t.b + int64_t{kPanel} * stretch.pixel;
+    const int64_t step = stretch.step, b_panel = t.b_panel;
+    for (int32_t k = 0; k < stretch.count; ++k, a += step, b += kPanel) {
+      Vec<T> bv[kVectors];
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j)
+        bv[j] = load(b + (j / kPerPanel) * b_panel + (j % kPerPanel) * W);
+#pragma GCC unroll 16
+      for (int i = 0; i < kRows; ++i) {
+        const Vec<T> av = broadcast(a[i]);
+#pragma GCC unroll 2
+        for (int j = 0; j < kVectors; ++j) acc[i][j] = fma<T>(av, bv[j], acc[i][j]);
+      }
     }
-    line_before = line;
-    i += len;
   }
-  return n;
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) {
+      T *c = t.out[i] + j * W;
+      const int n = static_cast<int>(max64(0, min64(W, t.cols - j * W)));
+      if (n == W)
+        store(c, t.add ? load(c) + acc[i][j] : acc[i][j]);
+      else if (n)
+        store_first(c, t.add ? load_first(c, n) + acc[i][j] : acc[i][j], n);
+    }
 }
+
+template <class T>
+struct OuterTable {
+  using Fn = void (*)(const Task<T> &);
+  Fn fn[kTileRows + 1][3];
+  constexpr OuterTable() : fn{} { fill<kTileRows>(); }
+  template <int kRows>
+  constexpr void fill() {
+    fn[kRows][1] = outer<T, kRows, 1>;
+    fn[kRows][2] = outer<T, kRows, 2>;
+    if constexpr (kRows > 1) fill<kRows - 1>();
+  }
+};
 
 NIR_INLINE bool inside(int64_t i, int64_t n) {
   return static_cast<uint64_t>(i) < static_cast<uint64_t>(n);
 }
 
-// n elements, half <= n <= 2 * half, as two halves that may overlap: no masks and no loop.
-template <int half, class T>
-NIR_INLINE void move(T *dst, const T *src, int n) {
-  struct Half {
-    T x[half];
-  } first, last;
-  memcpy(&first, src, sizeof(Half));
-  memcpy(&last, src + n - half, sizeof(Half));
-  memcpy(dst, &first, sizeof(Half));
-  memcpy(dst + n - half, &last, sizeof(Half));
-}
-template <int half, class T>
-NIR_INLINE void clear(T *dst, int n) {
-  memset(dst, 0, half * sizeof(T));
-  memset(dst + n - half, 0, half * sizeof(T));
-}
-
-// packed[k * kRowStep + row] for one run: x where the tap lies inside the image, else 0.
-template <int half, class T>
-void gather(const ConvDims &d, const T *x, const Pixel *pixels, int64_t steps, const Run &run,
-            T *packed) {
-  const int n = run.length;
-  for (int64_t k = 0; k < steps; ++k) {
-    const Pixel p = pixels[k];
-    T *dst = packed + k * kRowStep + run.row;
-    const T *src = x + (p.base + run.offset);
-    if (!inside(p.h + run.dh, d.H)) {
-      clear<half>(dst, n);
-    } else if (inside(p.w + run.dw0, d.W) && inside(p.w + run.dw1, d.W)) {
-      move<half>(dst, src, n);
-    } else {
-      // A run over several taps, across the left or right edge; its first tap may start in
-      // mid-channel.
-      const int64_t c = run.offset % d.depth, column = p.w + run.dw0;
-      const int64_t lo = max64(0, min64(n, -column * d.depth - c));
-      const int64_t hi = max64(lo, min64(n, (d.W - column) * d.depth - c));
-      zero_run(dst, lo);
-      copy_run(dst + lo, src + lo, hi - lo);
-      zero_run(dst + hi, n - hi);
-    }
-  }
-}
+// Rows of dw whose elements of x lie side by side at every pixel: the channels of one tap, or, where
+// channels are few, those of one kernel row.
+struct Line {
+  int64_t plane, kh, kw, taps;  // `taps` neighbours from kw on
+  int64_t first, length;        // elements from x's channel `first` of tap kw on
+  int64_t row, row_step;        // numbers of the rows: `row` + i * row_step
+};
 
 template <class T>
-void gather_run(const ConvDims &d, const T *x, const Pixel *pixels, int64_t steps, const Run &run,
-                T *packed) {
-  static_assert(kMaxRows <= 16);
-  if (run.length >= 8) return gather<8>(d, x, pixels, steps, run, packed);
-  if (run.length >= 4) return gather<4>(d, x, pixels, steps, run, packed);
-  if (run.length >= 2) return gather<2>(d, x, pixels, steps, run, packed);
-  gather<1>(d, x, pixels, steps, run, packed);
+struct Gradient {
+  ConvDims d;
+  const T *x, *dy;
+  T *dw;
+  int64_t tap_stride, channel_stride, column_stride;
+  bool planar;
+  int64_t channels, columns;  // of a group
+  // From scratch:
+  Stretch<T> *stretches;
+  T *packed, *edges, *sums;
+
+  bool joins() const { return d.dil_w == 1 && d.groups == 1 && (planar || channels < kFewChannels); }
+  int64_t taps() const { return d.KH * d.KW; }
+};
+
+// The stretches of pixels [k0, k1) at which `line` lies in the image. Pixels across its left or
+// right edge, which only lines of several taps have, are copied with zeros for the taps outside.
+template <class T>
+int64_t list_stretches(const Gradient<T> &g, const Line &line, int64_t group, int64_t k0,
+                       int64_t k1) {
+  const ConvDims &d = g.d;
+  const int64_t dh = line.kh * d.dil_h - d.pad_h, dw0 = line.kw * d.dil_w - d.pad_w,
+                dw1 = dw0 + (line.taps - 1) * d.dil_w;
+  const int64_t step = d.stride_w * d.depth;
+  // Outputs of a row that read inside the image through some tap, and through all of them.
+  const auto from = [&](int64_t dw) { return dw >= 0 ? 0 : ceil_div(-dw, d.stride_w); };
+  const auto to = [&](int64_t dw) { return dw < d.W ? (d.W - 1 - dw) / d.stride_w + 1 : 0; };
+  const int64_t some0 = from(dw1), some1 = to(dw0), all0 = from(dw0), all1 = to(dw1);
+  T *edge = g.edges;
+  int64_t n = 0;
+  bool copied = false;  // whether the last stretch lies in `edges`
+  const auto add = [&](const T *x, int64_t x_step, int64_t pixel, int64_t count, bool copy) {
+    if (n && copy == copied) {
+      Stretch<T> &last = g.stretches[n - 1];
+      const int64_t apart = x - last.x;
+      // Where rows or images follow each other evenly, they are one stretch.
+      if (last.pixel + last.count == pixel && (last.count == 1 || apart == last.step * last.count) &&
+          (count == 1 || x_step == (last.count == 1 ? apart : last.step))) {
+        if (last.count == 1) last.step = apart;
+        last.count += static_cast<int32_t>(count);
+        return;
+      }
+    }
+    copied = copy;
+    g.stretches[n++] = {x, x_step, static_cast<int32_t>(pixel), static_cast<int32_t>(count)};
+  };
+  int64_t row = k0 / d.OW, image = row / d.OH, y = row - image * d.OH, o = k0 - row * d.OW;
+  for (int64_t k = k0; k < k1;) {
+    const int64_t end = min64(d.OW, o + (k1 - k)), h = y * d.stride_h + dh;
+    if (inside(h, d.H)) {
+      const T *x = g.x + (((image * d.planes + line.plane) * d.H + h) * d.W + dw0) * d.depth +
+                   group * g.channels + line.first;
+      const int64_t base = k - k0 - o;
+      int64_t p = max64(o, some0);
+      const int64_t stop = min64(end, some1), inner0 = min64(stop, max64(p, all0)),
+                    inner1 = max64(inner0, min64(stop, all1));
+      const auto across = [&] {
+        const int64_t column = p * d.stride_w + dw0;  // of the first tap
+        const int64_t lo = max64(0, min64(line.length, -column * d.depth - line.first));
+        const int64_t hi = max64(lo, min64(line.length, (d.W - column) * d.depth - line.first));
+        zero_run(edge, lo);
+        copy_run(edge + lo, x + p * step + lo, hi - lo);
+        zero_run(edge + hi, line.length - hi);
+        add(edge, line.length, base + p, 1, true);
+        edge += line.length;
+      };
+      for (; p < inner0; ++p) across();
+      if (p < inner1) add(x + p * step, step, base + p, inner1 - p, false);
+      for (p = inner1; p < stop; ++p) across();
+    }
+    k += end - o;
+    o = 0;
+    if (++y == d.OH) y = 0, ++image;
+  }
+  return n;
 }
 
 template <class T>
 void pack_columns(const T *dy, int64_t stride, int64_t steps, int64_t cols, T *packed) {
-  for (int64_t c = 0; c < cols; c += kPanel, packed += steps * kPanel)
+  for (int64_t c = 0; c < cols; c += kPanel, packed += steps * kPanel) {
+    const int64_t n = min64(kPanel, cols - c);
     for (int64_t k = 0; k < steps; ++k) {
-      const int64_t n = min64(kPanel, cols - c);
       T *dst = packed + k * kPanel;
       const T *src = dy + k * stride + c;
       if (n == kPanel) {
@@ -127,112 +196,138 @@ void pack_columns(const T *dy, int64_t stride, int64_t steps, int64_t cols, T *p
         for (int64_t j = 0; j < kPanel; ++j) dst[j] = j < n ? src[j] : T(0);
       }
     }
+  }
 }
 
-// Where dw's rows lie: by kernel position and then channel, or, read by planes, the other way round.
-template <class T>
-struct Output {
-  T *dw;
-  int64_t inner, outer_stride, inner_stride, column_stride;
-  T *row(int64_t r) const { return dw + r / inner * outer_stride + r % inner * inner_stride; }
+// What is left of `line`'s rows in [r0, r1).
+inline Line clip(Line line, int64_t r0, int64_t r1) {
+  const int64_t from = max64(0, ceil_div(r0 - line.row, line.row_step));
+  const int64_t to = min64(line.length, ceil_div(max64(0, r1 - line.row), line.row_step));
+  line.first += from, line.row += from * line.row_step, line.length = max64(0, to - from);
+  return line;
+}
 
-  // Rows [r0, r1) of sums, [row][cols], to columns c0 and on: a transposition, in stretches of rows
-  // whose sums stay in L1 while each column of them is written. Counting saves a division each.
-  void strew(const T *sums, int64_t cols, int64_t r0, int64_t r1, int64_t c0) const {
-    const int64_t stretch = max64(16, kStretchBytes / (cols * static_cast<int64_t>(sizeof(T))));
-    for (int64_t r = r0; r < r1; r += stretch) {
-      const int64_t end = min64(r1, r + stretch);
-      for (int64_t c = 0; c < cols; ++c) {
-        T *column = row(r) + (c0 + c) * column_stride;
-        const T *from = sums + (r - r0) * cols + c;
-        for (int64_t i = r, at = r % inner; i < end; ++i, from += cols) {
-          *column = *from;
-          column += inner_stride;
-          if (++at == inner) {
-            at = 0;
-            column += outer_stride - inner * inner_stride;
-          }
+// Line number i of those that rows [r0, r1) cross.
+template <class T>
+Line line_of(const Gradient<T> &g, int64_t i) {
+  const ConvDims &d = g.d;
+  if (g.planar && !g.joins()) return {i / g.taps(), i / d.KW % d.KH, i % d.KW, 1, 0, 1, i, 1};
+  if (g.planar) return {i / d.KH, i % d.KH, 0, d.KW, 0, d.KW, i * d.KW, 1};
+  if (g.joins()) return {0, i, 0, d.KW, 0, d.KW * d.depth, i * d.KW * d.depth, 1};
+  return {0, i / d.KW, i % d.KW, 1, 0, g.channels, i, g.taps()};
+}
+
+// Where row r of dw begins.
+template <class T>
+T *row_of(const Gradient<T> &g, int64_t r) {
+  const bool by_tap = g.joins() && !g.planar;
+  const int64_t tap = by_tap ? r / g.channels : r % g.taps();
+  const int64_t c = by_tap ? r % g.channels : r / g.taps();
+  return g.dw + tap * g.tap_stride + c * g.channel_stride;
+}
+
+// sums[row][cols] to rows [r0, r1) and columns from c0 on of dw, where columns do not lie side by
+// side: in registers where rows do, else one by one.
+template <class T>
+void strew(const Gradient<T> &g, const T *sums, int64_t cols, int64_t r0, int64_t r1, int64_t c0) {
+  constexpr int W = kLanes<T>;
+  const bool side_by_side =
+      g.tap_stride == 1 && g.channel_stride == g.taps() && (g.planar || !g.joins());
+  if (!side_by_side) {
+    for (int64_t r = r0; r < r1; ++r) {
+      T *out = row_of(g, r) + c0 * g.column_stride;
+      for (int64_t c = 0; c < cols; ++c) out[c * g.column_stride] = sums[(r - r0) * cols + c];
+    }
+    return;
+  }
+  for (int64_t c = 0; c < cols; c += W) {
+    const int n = static_cast<int>(min64(W, cols - c));
+    for (int64_t r = r0; r < r1; r += W) {
+      const int rows = static_cast<int>(min64(W, r1 - r));
+      const T *from = sums + (r - r0) * cols + c;
+      T *to = g.dw + r + (c0 + c) * g.column_stride;
+      Vec<T> v[W];
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) v[i] = i < rows ? load_first(from + i * cols, n) : Vec<T>{};
+      transpose<T>(v);
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i)
+        if (i < n) store_first(to + i * g.column_stride, v[i], rows);
+    }
+  }
+}
+
+// Rows [r0, r1) and columns [c0, c1) of one group, at most kColumns of them.
+template <class T>
+void block(const Gradient<T> &g, int64_t group, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
+  static constexpr OuterTable<T> table{};
+  constexpr int W = kLanes<T>;
+  const ConvDims &d = g.d;
+  const bool direct = g.column_stride == 1;
+  const int64_t cols = c1 - c0, count = d.N * d.OH * d.OW;
+  const int64_t lines = (g.planar ? g.channels : 1) * (g.joins() ? d.KH : g.taps());
+  for (int64_t k0 = 0; k0 < max64(count, 1); k0 += kBlockK) {
+    const int64_t steps = min64(kBlockK, count - k0);
+    pack_columns(g.dy + k0 * d.O + c0, d.O, steps, cols, g.packed);
+    for (int64_t i = 0; i < lines; ++i) {
+      const Line line = clip(line_of(g, i), r0, r1);
+      if (line.length <= 0) continue;
+      const int64_t n = list_stretches(g, line, group, k0, k0 + steps);
+      if (!n && k0) continue;  // a tap that reads only padding here
+      const int64_t tiles = ceil_div(line.length, kTileRows);
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        int64_t m;
+        int rows;
+        tile_rows(line.length, tiles, tile, &m, &rows);
+        T *start[kTileRows], *out[kTileRows];
+        for (int j = 0; j < rows; ++j) {
+          const int64_t r = line.row + (m + j) * line.row_step;
+          start[j] = direct ? row_of(g, r) + c0 : g.sums + (r - r0) * cols;
+        }
+        for (int64_t c = 0; c < cols; c += 2 * W) {
+          for (int j = 0; j < rows; ++j) out[j] = start[j] + c;
+          const Task<T> task{g.stretches,
+                             n,
+                             m,
+                             g.packed + c / kPanel * steps * kPanel + c % kPanel,
+                             steps * kPanel,
+                             out,
+                             static_cast<int>(min64(2 * W, cols - c)),
+                             k0 > 0};
+          table.fn[rows][cols - c > W ? 2 : 1](task);
         }
       }
     }
   }
-};
-
-// Rows [r0, r1) and columns [c0, c1) of one group, at most kColumns of them.
-template <class T>
-void block(nir_ctx *ctx, const ConvDims &d, const T *x, const T *dy, const Output<T> &o,
-           int64_t group, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
-  Scratch s{static_cast<char *>(ctx->scratch)};
-  Pixel *pixels = s.take<Pixel>(kBlockK);
-  T *packed_rows = s.take<T>(kBlockK * kRowStep);
-  T *packed_columns = s.take<T>(kBlockK * kColumns);
-  // Columns that do not lie side by side are summed in scratch and strewn at the end.
-  const int64_t cols = c1 - c0;
-  const bool direct = o.column_stride == 1;
-  T *sums = s.take<T>(direct ? 0 : (r1 - r0) * cols);
-  const int64_t count = d.N * d.OH * d.OW, tiles = ceil_div(r1 - r0, kMaxRows), zero_offset = 0;
-  for (int64_t k0 = 0; k0 < count; k0 += kBlockK) {
-    const int32_t steps = static_cast<int32_t>(min64(kBlockK, count - k0));
-    for (int64_t k = 0; k < steps; ++k) {
-      const int64_t line = (k0 + k) / d.OW, image = line / d.OH;
-      const int64_t h = line % d.OH * d.stride_h - d.pad_h,
-                    w = (k0 + k) % d.OW * d.stride_w - d.pad_w;
-      pixels[k] = {((image * d.planes * d.H + h) * d.W + w) * d.depth, static_cast<int32_t>(h),
-                   static_cast<int32_t>(w)};
-    }
-    pack_columns(dy + k0 * d.O + c0, d.O, steps, cols, packed_columns);
-    for (int64_t i = 0; i < tiles; ++i) {
-      int64_t m;
-      int rows;
-      tile_rows(r1 - r0, tiles, i, &m, &rows);
-      Run runs[kMaxRows];
-      const int run_count = list_runs(d, group, r0 + m, rows, runs);
-      for (int j = 0; j < run_count; ++j) gather_run(d, x, pixels, steps, runs[j], packed_rows);
-      const T *a = packed_rows;
-      T *start[kMaxRows], *out[kMaxRows];
-      for (int r = 0; r < rows; ++r)
-        start[r] = direct ? o.row(r0 + m + r) + c0 : sums + (m + r) * cols;
-      Tile<T> t{&a,  nullptr, kPanel, static_cast<int64_t>(steps) * kPanel, 1, &steps, &zero_offset,
-                out, 0,       k0 > 0};
-      tile_columns<true>(t, rows, cols, [&](Tile<T> &t, int64_t j) {
-        t.b = packed_columns + j / kPanel * steps * kPanel + j % kPanel;
-        for (int r = 0; r < rows; ++r) out[r] = start[r] + j;
-      });
-    }
-  }
-  if (!direct) o.strew(sums, cols, r0, r1, c0);
+  if (!direct) strew(g, g.sums, cols, r0, r1, c0);
 }
 
 template <class T>
 int32_t conv2d_weight_grad(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0,
                            int64_t r1, int64_t c0, int64_t c1) {
-  ConvDims d(dims);
-  d.read_planes(dims[19]);
-  const int64_t channels = d.depth / max64(d.groups, 1), columns = d.O / max64(d.groups, 1);
-  Output<T> o{at<T>(ptrs, 2), channels, dims[16], dims[17], dims[18]};
-  if (dims[19]) o.inner = d.KH * d.KW, o.outer_stride = dims[17], o.inner_stride = dims[16];
-  const GatherAxis h = forward_axis(d.H, d.OH, d.stride_h, d.pad_h, d.dil_h);
-  const GatherAxis w = forward_axis(d.W, d.OW, d.stride_w, d.pad_w, d.dil_w);
-  const auto reads = [&](int64_t tap) {
-    int64_t unused;
-    return d.N > 0 && h.base(tap / d.KW % d.KH, &unused) && w.base(tap % d.KW, &unused);
-  };
-  for (int64_t r = r0; r < r1;) {
-    // A stretch of kernel positions that all read the image, or all read nothing but padding.
-    const bool live = reads(r / channels);
-    int64_t tap = r / channels + 1;
-    while (tap * channels < r1 && reads(tap) == live) ++tap;
-    const int64_t end = min64(r1, tap * channels);
-    if (!live)
-      for (int64_t i = r; i < end; ++i)
-        for (int64_t c = c0; c < c1; ++c) o.row(i)[c * o.column_stride] = 0;
-    for (int64_t c = c0; live && c < c1;) {
-      const int64_t group = c / columns,
-                    stop = min64(min64(c1, (group + 1) * columns), c + kColumns);
-      block(ctx, d, at<const T>(ptrs, 0), at<const T>(ptrs, 1), o, group, r, end, c, stop);
+  Gradient<T> g{ConvDims(dims), at<const T>(ptrs, 0), at<const T>(ptrs, 1), at<T>(ptrs, 2),
+                dims[16],       dims[17],             dims[18],             dims[19] != 0,
+                0,              0,                    nullptr,              nullptr,
+                nullptr,        nullptr};
+  g.channels = g.d.C / g.d.groups, g.columns = g.d.O / g.d.groups;
+  g.d.read_planes(g.planar);
+  Scratch s{static_cast<char *>(ctx->scratch)};
+  g.stretches = s.take<Stretch<T>>(kBlockK);
+  g.packed = s.take<T>(kBlockK * kColumns);
+  g.edges = s.take<T>(g.joins() ? kBlockK * g.d.KW * g.d.depth : 0);
+  g.sums = s.take<T>(0);
+  // As many rows at a time as sums stay in L2, whole channels where that can be.
+  const int64_t widest = min64(kColumns, g.columns);
+  int64_t some = kSumBytes / (widest * static_cast<int64_t>(sizeof(T)));
+  some = max64(some / (kTileRows * g.taps()), 1) * kTileRows * g.taps();
+  for (int64_t r = r0; r < r1; r += some) {
+    const int64_t end = min64(r1, r + some);
+    for (int64_t c = c0; c < c1;) {
+      const int64_t group = c / g.columns,
+                    stop = min64(min64(c1, (group + 1) * g.columns), c + kColumns);
+      block(g, group, r, end, c, stop);
       c = stop;
     }
-    r = end;
   }
   return finish(ctx, r0, r1, c0, c1);
 }

@@ -25,6 +25,8 @@ MAX_PIECES = 32
 FEW_CHANNELS = 16
 ROW_ELEMENTS = 65536
 GRAD_COLUMNS = 256
+GRAD_SUMS = 1 << 18
+GRAD_TILE_ROWS = 8
 _LINE = 64
 
 _NUMBERS = ("f32", "f64", "i32", "i64")
@@ -212,17 +214,28 @@ def conv2d_weight_grad(op: Conv2dWeightGrad) -> KernelCall | None:
     strides = weight_strides(op.weight_layout, kh, kw, ci, co)
     dims = _window(op, x_shape, dy.shape, (kh, kw))
     depthwise = ci == 1 and co == op.groups and not planar
-    sums = 0 if strides[2] == 1 else taps * ci * min(co, GRAD_COLUMNS)
-    scratch = (BLOCK_K * (ROW_STEP + GRAD_COLUMNS) + sums) * size + BLOCK_K * 16 + 4 * _LINE
+    joined = op.groups == op.dilation[1] == 1 and (planar or ci < FEW_CHANNELS)
+    edges = BLOCK_K * kw * (1 if planar else ci) if joined else 0
+    sums = 0
+    if strides[2] != 1:
+        sums = max(GRAD_SUMS // size, GRAD_TILE_ROWS * taps * min(co // op.groups, GRAD_COLUMNS))
+    scratch = (BLOCK_K * GRAD_COLUMNS + edges + sums) * size + BLOCK_K * 24 + 4 * _LINE
+    rows = taps * ci
+    # Threads that share columns need not pack the same dy; those of few columns share rows.
+    by_columns = co >= 4 * PANEL and op.groups == 1
+    tile_rows = GRAD_TILE_ROWS * taps
+    row_grain = rows if by_columns else max(tile_rows, -(-rows // 4 // tile_rows) * tile_rows)
+    if joined and not by_columns:
+        row_grain = max(GRAD_TILE_ROWS, -(-rows // 4))
     s_tap, _, s_co = strides
     return KernelCall(
         f"nir_conv2d{'_depthwise' if depthwise else ''}_weight_grad_{dtype}",
         (*dims, s_tap, s_co) if depthwise else (*dims, *strides, int(planar)),
-        rows=taps * ci,
+        rows=rows,
         cols=co,
         # The taps of a depthwise weight share what they read of dy: channels are split.
-        row_grain=taps if depthwise else 8,
-        col_grain=PANEL,
+        row_grain=taps if depthwise else row_grain,
+        col_grain=PANEL if depthwise else 2 * PANEL,
         scratch=taps * 2 * _LINE if depthwise else scratch,
         work=_quarter(prod(dy.shape) * (taps * ci)),
     )
