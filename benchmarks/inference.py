@@ -1,7 +1,7 @@
-"""Inference of one model on nir and its peers: equal weights, equal inputs, one value of each call.
+"""Inference of one model on nir and its peers: equal weights, equal inputs, the outputs compared.
 
-A step is one call on the next of four inputs. Its value is one element of the output, so that a
-short call is not drowned by a sum; `agreement` compares outputs whole.
+A step is one call on the next of four inputs, from an array to an array. Building a peer makes the
+model; what compiles it (nir, a session of ONNX Runtime) belongs to the first call.
 """
 
 from __future__ import annotations
@@ -42,9 +42,21 @@ def peers(
     def step_of(run: Callable[[Build, np.ndarray], Run]) -> Step:
         turn = cycle(inputs())
         call = run(build, next(turn))
-        return lambda: float(call(next(turn)).flat[0])
+        return lambda: call(next(turn))
 
     return {name: lambda run=run: step_of(run) for name, run in made.items()}  # type: ignore[misc]
+
+
+def lazily(make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    """The function that ``make`` makes when it is first called."""
+    made: list[Callable[..., Any]] = []
+
+    def call(*args: Any) -> Any:
+        if not made:
+            made.append(make())
+        return made[0](*args)
+
+    return call
 
 
 def threads() -> int:
@@ -71,8 +83,13 @@ def nir_run(build: Build, x: np.ndarray) -> Run:
     """The module compiled for one shape, its weights bound."""
     import nir
 
-    compiled = nir.compile(nir_model(build), nir_spec(x))
-    return lambda x: compiled(x).numpy()
+    model = nir_model(build)
+
+    def make() -> Run:
+        compiled = nir.compile(model, nir_spec(x))
+        return lambda x: np.from_dlpack(compiled(x))
+
+    return lazily(make)
 
 
 # ---- PyTorch -----------------------------------------------------------------------------------
@@ -132,12 +149,17 @@ def ort_run(build: Build, x: np.ndarray) -> Run:
     import torch
 
     model = onnx_model(torch_model(build), (torch.from_numpy(x),), input_names=["x"])
-    session = ort_session(model)
-    return lambda x: session.run(None, {"x": x})[0]  # type: ignore[no-any-return]
+
+    def make() -> Run:
+        session = ort_session(model)
+        return lambda x: session.run(None, {"x": x})[0]  # type: ignore[no-any-return]
+
+    return lazily(make)
 
 
 def tvm_run(build: Build, x: np.ndarray) -> Run:
     """Relax from ONNX, with the standard pipeline and no tuning."""
+    import llvmlite.binding as llvm
     import onnx
     import torch
     import tvm
@@ -146,15 +168,19 @@ def tvm_run(build: Build, x: np.ndarray) -> Run:
 
     model = onnx_model(torch_model(build), (torch.from_numpy(x),), input_names=["x"])
     module = from_onnx(onnx.load_model_from_string(model), keep_params_in_input=False)
-    target = tvm.target.Target({"kind": "llvm", "mcpu": "znver4"})
-    machine = relax.VirtualMachine(tvm.compile(module, target=target), tvm.cpu())
 
-    def run(x: np.ndarray) -> np.ndarray:
-        out = machine["main"](tvm.runtime.tensor(x))
-        out = out[0] if not hasattr(out, "numpy") else out
-        return out.numpy()  # type: ignore[no-any-return]
+    def make() -> Run:
+        target = tvm.target.Target({"kind": "llvm", "mcpu": llvm.get_host_cpu_name()})
+        machine = relax.VirtualMachine(tvm.compile(module, target=target), tvm.cpu())
 
-    return run
+        def run(x: np.ndarray) -> np.ndarray:
+            out = machine["main"](tvm.runtime.tensor(x))
+            out = out[0] if not hasattr(out, "numpy") else out
+            return out.numpy()  # type: ignore[no-any-return]
+
+        return run
+
+    return lazily(make)
 
 
 # ---- JAX ---------------------------------------------------------------------------------------

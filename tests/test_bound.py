@@ -11,7 +11,7 @@ import pytest
 import nir
 from nir import nn
 from nir.bound import compile_bound
-from nir.errors import DTypeError, ShapeError, TraceError
+from nir.errors import DTypeError, ShapeError, StaleTensorError, TraceError
 from nir.ir.interp import random_inputs, run
 from nir.ir.text import parse_graph
 from nir.ops import Pack, PackConv2d
@@ -150,3 +150,49 @@ def test_arguments_that_are_no_plain_arrays() -> None:
     want = compiled(x).numpy()
     np.testing.assert_array_equal(compiled(x.T.copy().T).numpy(), want)  # not dense
     np.testing.assert_array_equal(compiled(nir.tensor(x) + 0).numpy(), want)  # pending
+
+
+# ---- donated arguments -------------------------------------------------------------------------
+
+
+def _cached_sum(cache: nir.Tensor, at: nir.Tensor, x: nir.Tensor) -> tuple[nir.Tensor, nir.Tensor]:
+    new = cache.index_copy(1, at, x)
+    return new.sum(1), new
+
+
+def test_a_cache_is_written_where_it_lies() -> None:
+    step = nir.compile(_cached_sum, "f32[2,8]", "i64[1]", "f32[2,1]", donate=["cache"])
+    assert len(step.program.donations) == 1
+    cache, want = nir.tensor(np.zeros((2, 8), np.float32)), np.zeros((2, 8), np.float32)
+    for i in (3, 0, 7):
+        x = np.full((2, 1), 1.0 + i, np.float32)
+        want[:, i] = 1 + i
+        total, cache = step(cache, np.array([i]), x)
+        np.testing.assert_array_equal(total.numpy(), want.sum(1))
+        np.testing.assert_array_equal(cache.numpy(), want)
+
+
+def test_a_donated_argument_is_stale() -> None:
+    step = nir.compile(_cached_sum, "f32[2,8]", "i64[1]", "f32[2,1]", donate=["cache"])
+    cache = nir.tensor(np.zeros((2, 8), np.float32))
+    step(cache, np.array([1]), np.ones((2, 1), np.float32))
+    with pytest.raises(StaleTensorError):
+        cache.numpy()
+
+
+def test_what_others_hold_is_not_written_over() -> None:
+    step = nir.compile(_cached_sum, "f32[2,8]", "i64[1]", "f32[2,1]", donate=["cache"])
+    cache = nir.tensor(np.zeros((2, 8), np.float32))
+    other = cache.detach()
+    _, new = step(cache, np.array([1]), np.ones((2, 1), np.float32))
+    assert new.numpy().sum() == 2
+    assert other.numpy().sum() == 0
+    array = np.zeros((2, 8), np.float32)
+    _, new = step(array, np.array([1]), np.ones((2, 1), np.float32))
+    assert new.numpy().sum() == 2
+    assert array.sum() == 0
+
+
+def test_donating_what_is_no_argument() -> None:
+    with pytest.raises(TraceError, match="donate names y"):
+        nir.compile(lambda x: x + 1, "f32[2]", donate=["y"])

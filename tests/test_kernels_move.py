@@ -191,6 +191,24 @@ def test_scatter_add(sizes, dtype, index) -> None:
     np.testing.assert_array_equal(x, want)
 
 
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("sizes", GATHERS, ids=str)
+def test_put(sizes, dtype, index) -> None:
+    outer, n, m, inner = sizes
+    rng = np.random.default_rng(3)
+    x, u = (rng.integers(0, 99, s).astype(dtype) for s in ((outer, n, inner), (outer, m, inner)))
+    i = rng.integers(-n, n, m).astype(index)
+    want = x.copy()
+    for j, k in enumerate(i):  # in order: of equal indices the last wins
+        want[:, k] = u[:, j]
+    name = f"nir_put_b{8 * x.itemsize}_{SUFFIX[np.dtype(index).name]}"
+    got = everywhere(name, [x, i, u], sizes, (outer, n, inner), dtype, outer * n, inner)
+    np.testing.assert_array_equal(got, want)
+    call(name, ISAS[0], [x, i, u, x], sizes, outer * n, inner)  # in place
+    np.testing.assert_array_equal(x, want)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("bad", [4, -5, 2**31 - 1, -(2**31)])
 def test_index_out_of_range(isa: str, bad: int) -> None:
@@ -202,6 +220,7 @@ def test_index_out_of_range(isa: str, bad: int) -> None:
             (f"nir_take_b32_{s}", [x, i, y]),
             (f"nir_take_along_b32_{s}", [x, along, y]),
             (f"nir_scatter_add_f32_{s}", [x, i, u, y]),
+            (f"nir_put_b32_{s}", [x, i, u, y]),
             (f"nir_scatter_add_along_f32_{s}", [x, along, u, y]),
         ):
             rows = 3 if "take" in name else 4

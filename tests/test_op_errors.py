@@ -104,6 +104,10 @@ ROWS: list[Row] = [
      "scatter_add: expected updates f32[2,3], got f32[3,3]"),
     ("scatter_add", ("bool[4]", "i64[2]", "bool[2]"), {"axis": 0}, DTypeError,
      "scatter_add: expected one number dtype, got x: bool[4], updates: bool[2]"),
+    ("put", ("f32[4,3]", "i64[2]", "f32[3,3]"), {"axis": 0}, ShapeError,
+     "put: expected updates f32[2,3], got f32[3,3]"),
+    ("put", ("f32[4,3]", "i64[2]", "i32[2,3]"), {"axis": 0}, DTypeError,
+     "put: expected updates f32[2,3], got i32[2,3]"),
     ("take_along", ("f32[4,3]", "i64[2,2]"), {"axis": 0}, ShapeError,
      "take_along: shapes differ beside axis 0: x: f32[4,3], indices: i64[2,2]"),
     ("scatter_add_along", ("f32[4,3]", "i64[2,2]", "f32[2,2]"), {"axis": 0}, ShapeError,
@@ -271,6 +275,7 @@ def test_every_op_with_operands_can_be_given_wrong_ones() -> None:
 
 @pytest.mark.parametrize(
     ("name", "extra"), [("take", ()), ("scatter_add", (np.ones(2, np.float32),)),
+                        ("put", (np.ones(2, np.float32),)),
                         ("take_along", ()), ("scatter_add_along", (np.ones(2, np.float32),))],
 )  # fmt: skip
 @pytest.mark.parametrize("bad", [4, -5])

@@ -134,6 +134,12 @@ def scatter_add(x: Any, i: Any, updates: Any, axis: int) -> Any:
     return x.index_add(axis, wrap(i, x.shape[axis]).reshape(-1), flat)
 
 
+def put(x: Any, i: Any, updates: Any, axis: int) -> Any:
+    rest = x.shape[axis + 1 :]
+    flat = updates.reshape(*x.shape[:axis], i.numel(), *rest)
+    return x.index_copy(axis, wrap(i, x.shape[axis]).reshape(-1), flat)
+
+
 def prod(x: Any, axes: Sequence[int]) -> Any:
     for a in reversed(axes):
         x = x.prod(a, dtype=x.dtype)
@@ -263,6 +269,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     "flip": lambda x, axes: x.flip(axes),
     "dilate": dilate,
     "take": take,
+    "put": put,
     "scatter_add": scatter_add,
     "take_along": lambda x, i, axis: x.gather(axis, wrap(i, x.shape[axis])),
     "scatter_add_along": lambda x, i, u, axis: x.scatter_add(axis, wrap(i, x.shape[axis]), u),

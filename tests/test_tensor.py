@@ -249,6 +249,12 @@ def test_scatter() -> None:
         torch.from_numpy(X[0]).index_add(0, torch.from_numpy(rows), torch.from_numpy(X[1])),
         torch,
     )
+    rows = np.array([2, 0])
+    check(
+        nir.tensor(X[0]).index_copy(0, nir.tensor(rows), nir.tensor(X[1, :2])),
+        torch.from_numpy(X[0]).index_copy(0, torch.from_numpy(rows), torch.from_numpy(X[1, :2])),
+        torch,
+    )
 
 
 # ---- types ---------------------------------------------------------------------------------------

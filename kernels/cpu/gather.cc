@@ -9,14 +9,15 @@
 //                      rows  outer * n; cols  inner
 //   scatter_add_along  ptrs  x [outer, n, inner], indices [outer, m, inner], updates, y = x's shape
 //                      rows  outer * n; cols  inner
+//   put                as scatter_add, but updates take the places of what is there
 //   dims  0 outer  1 n  2 m  3 inner
 //
 //   check_index        ptrs  indices, y (the same shape; may be the same memory); dims  0 n
 //                      rows  their number. Outside [0, n) is NIR_INDEX_NOT_BELOW.
 //
 // Negative indices count from the end; others outside [0, n) are NIR_INDEX_OUT_OF_RANGE. In the
-// scatters y may be x itself; every part of the range reads all indices and adds those that fall
-// into it, in order, so the result does not depend on the split.
+// scatters and in put y may be x itself; every part of the range reads all indices and takes those
+// that fall into it, in order, so the result does not depend on the split.
 #include "simd.h"
 
 namespace NIR_NS {
@@ -68,8 +69,10 @@ int32_t take_along(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t
   return finish(ctx, r0, r1, c0, c1);
 }
 
-template <class T, class I, bool kAlong>
-int32_t scatter_add(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1,
+enum Scatter { kAdd, kAddAlong, kPut };
+
+template <class T, class I, Scatter kKind>
+int32_t scatter(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1,
                     int64_t c0, int64_t c1) {
   const Sizes s(dims);
   const T *x = at<const T>(ptrs, 0), *updates = at<const T>(ptrs, 2);
@@ -83,7 +86,7 @@ int32_t scatter_add(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_
     for (int64_t j = 0; j < s.m; ++j) {
       const T *update = updates + (outer * s.m + j) * s.inner;
       int64_t i;
-      if constexpr (kAlong) {
+      if constexpr (kKind == kAddAlong) {
         for (int64_t c = c0; c < c1; ++c) {
           if (!resolve(ctx, indices[(outer * s.m + j) * s.inner + c], s.n, &i))
             return NIR_INDEX_OUT_OF_RANGE;
@@ -93,8 +96,13 @@ int32_t scatter_add(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_
       } else {
         if (!resolve(ctx, indices[j], s.n, &i)) return NIR_INDEX_OUT_OF_RANGE;
         const int64_t row = outer * s.n + i;
-        if (row >= r && row < end)
-          for (int64_t c = c0; c < c1; ++c) y[row * s.inner + c] += update[c];
+        if (row < r || row >= end) continue;
+        T *to = y + row * s.inner;
+        if constexpr (kKind == kPut) {
+          memcpy(to + c0, update + c0, static_cast<size_t>(c1 - c0) * sizeof(T));
+        } else {
+          for (int64_t c = c0; c < c1; ++c) to[c] += update[c];
+        }
       }
     }
     r = end;
@@ -133,16 +141,18 @@ int32_t check_index(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_
   DEFINE(take, take, b##bits##_i32, T, int32_t)             \
   DEFINE(take, take, b##bits##_i64, T, int64_t)             \
   DEFINE(take_along, take_along, b##bits##_i32, T, int32_t) \
-  DEFINE(take_along, take_along, b##bits##_i64, T, int64_t)
+  DEFINE(take_along, take_along, b##bits##_i64, T, int64_t) \
+  DEFINE(put, scatter, b##bits##_i32, T, int32_t, NIR_NS::kPut)     \
+  DEFINE(put, scatter, b##bits##_i64, T, int64_t, NIR_NS::kPut)
 MOVE(8, uint8_t)
 MOVE(16, uint16_t)
 MOVE(32, uint32_t)
 MOVE(64, uint64_t)
-#define ADD(dtype, T)                                                   \
-  DEFINE(scatter_add, scatter_add, dtype##_i32, T, int32_t, false)      \
-  DEFINE(scatter_add, scatter_add, dtype##_i64, T, int64_t, false)      \
-  DEFINE(scatter_add_along, scatter_add, dtype##_i32, T, int32_t, true) \
-  DEFINE(scatter_add_along, scatter_add, dtype##_i64, T, int64_t, true)
+#define ADD(dtype, T)                                                    \
+  DEFINE(scatter_add, scatter, dtype##_i32, T, int32_t, NIR_NS::kAdd)            \
+  DEFINE(scatter_add, scatter, dtype##_i64, T, int64_t, NIR_NS::kAdd)            \
+  DEFINE(scatter_add_along, scatter, dtype##_i32, T, int32_t, NIR_NS::kAddAlong) \
+  DEFINE(scatter_add_along, scatter, dtype##_i64, T, int64_t, NIR_NS::kAddAlong)
 DEFINE(check_index, check_index, i32, int32_t)
 DEFINE(check_index, check_index, i64, int64_t)
 ADD(f32, float)

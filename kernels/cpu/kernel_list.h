@@ -36,6 +36,7 @@
   NIR_INDEXED(X, check_index)                 \
   NIR_MOVES_INDEXED(X, take)                  \
   NIR_MOVES_INDEXED(X, take_along)            \
+  NIR_MOVES_INDEXED(X, put)                   \
   NIR_NUMBERS_INDEXED(X, scatter_add)         \
   NIR_NUMBERS_INDEXED(X, scatter_add_along)   \
   NIR_NUMBERS(X, cumsum)                      \

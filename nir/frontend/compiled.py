@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nir.errors import DTypeError, ShapeError, StaleTensorError, TraceError
-from nir.frontend import flush, lazy, pytree
+from nir.frontend import flush, lazy, ownership, pytree
 from nir.frontend.jit import borrowed, check_arguments, concrete, shown
 from nir.frontend.lazy import Cell
 from nir.frontend.spec import argument_types
 from nir.frontend.state import snapshot
-from nir.frontend.tensor import Tensor
+from nir.frontend.tensor import Tensor, mark_donated
 from nir.frontend.trace import Ref, Traced, all_state, trace_function
 from nir.ir.graph import Graph
 from nir.ir.location import caller
@@ -25,21 +26,25 @@ class CompiledFunction:
     """A program that takes and returns Tensors, with the state it reads bound to it.
 
     ``bound`` is that state as the program reads it, weights packed, and ``handed`` the inputs of
-    the traced graph that the function returns as they are.
+    the traced graph that the function returns as they are. Arguments numbered in ``donated`` are
+    given away at each call.
     """
 
     def __init__(
         self, traced: Traced, arguments: pytree.Tree, compiled: flush.Compiled,
         bound: Sequence[Storage], handed: Mapping[int, Storage],
+        donated: Collection[int] = (),
     ) -> None:  # fmt: skip
         self.traced = traced
         self._arguments = arguments
         self._compiled = compiled
         self._bound = list(bound)
         self._handed = dict(handed)
+        self._donated = sorted(donated)
+        self._offered = sorted({i for i, _ in traced.graph.donate})
         # Positional arguments that are arrays each: the common case needs no walk over trees.
         plain = tuple(map(pytree.Leaf, range(traced.arguments)))
-        self._plain = arguments == _call_structure(plain)
+        self._plain = arguments == _call_structure(plain) and not donated
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on Tensors or arrays. Raises ShapeError or DTypeError for ones that do not fit."""
@@ -50,12 +55,17 @@ class CompiledFunction:
                     return self._result(self._compiled.executable.run(data + self._bound), data)
             except (DTypeError, ShapeError, StaleTensorError):
                 pass  # the way below raises it in terms of the user's arguments
-        arguments = self._data(args, kwargs)
-        outputs = self._compiled.run(self.traced.graph, arguments + self._bound)
+        tensors = self._tensors(args, kwargs)
+        arguments, offered = self._data(tensors)
+        outputs = self._compiled.run(self.traced.graph, arguments + self._bound, offered)
+        if self._donated:
+            where = caller()
+            for i in self._donated:
+                mark_donated(tensors[i], where)
         return self._result(outputs, arguments)
 
-    def _data(self, args: Any, kwargs: Any) -> list[Storage]:
-        """The storages of these arguments."""
+    def _tensors(self, args: Any, kwargs: Any) -> list[Tensor]:
+        """The arguments as Tensors with values."""
         leaves, structure = pytree.flatten((args, kwargs))
         if structure != self._arguments:
             raise TraceError(
@@ -68,13 +78,23 @@ class CompiledFunction:
         names = graph.input_names[: len(tensors)]
         check_arguments(graph.input_types[: len(tensors)], [t.type for t in tensors], names)
         flush.realize([t._cell for t in tensors])
-        return [flush.store(t._cell, graph.name) for t in tensors]
+        return tensors
+
+    def _data(self, tensors: list[Tensor]) -> tuple[list[Storage], list[int]]:
+        """The storages of the arguments, and which of them outputs may take over."""
+        name = self.traced.graph.name
+        data = [flush.store(t._cell, name) for t in tensors]
+        if not self._offered:
+            return data, []
+        del data  # it would count as a holder
+        _, held, sole = ownership.holdings(tensors)
+        return [s for s in held if s is not None], [i for i in self._offered if sole[i]]
 
     def profile(
         self, *args: Any, runs: int = 5, roofs: Roofs | None = None, **kwargs: Any
     ) -> Profile:
         """Where the time of a call goes: by line, by kernel, on which thread."""
-        data = self._data(args, kwargs) + self._bound
+        data = self._data(self._tensors(args, kwargs))[0] + self._bound
         profile: Profile = self.executable.profile(data, runs, roofs)
         return profile
 
@@ -126,11 +146,17 @@ class CompiledFunction:
         self.executable.save(path, {first + i: s for i, s in enumerate(self._bound)})
 
 
-def compile(fn: Any, *specs: Any, target: Any = "cpu", state: Any = (), **kwargs: Any) -> Any:
+def compile(
+    fn: Any, *specs: Any, target: Any = "cpu", state: Any = (), donate: Sequence[str] = (),
+    **kwargs: Any,
+) -> Any:  # fmt: skip
     """Compile a function, a Module or a Graph for arguments of ``specs`` ("f32[B,784]").
 
     State (a Module's, and ``state``) is bound as it is now: later changes do not show. Raises
     TraceError for a function that rebinds its state (a model in training): use `jit` or ``eval()``.
+
+    Arguments named in ``donate`` are given away at each call: results may be written over them (a
+    cache of keys and values is updated where it lies), and they are stale afterwards.
     """
     if isinstance(fn, Graph):
         return CompiledFunction(
@@ -138,7 +164,8 @@ def compile(fn: Any, *specs: Any, target: Any = "cpu", state: Any = (), **kwargs
         )
     types, structure = argument_types((specs, kwargs))
     named = all_state(fn, state)
-    traced = trace_function(fn, types, structure, named)
+    donated = _leaves_of(fn, structure, len(types), donate)
+    traced = trace_function(fn, types, structure, named, donated=donated)
     slots = snapshot(named).slots
     if traced.writes:
         names = ", ".join(slots[i].path for i, _ in traced.writes[:3])
@@ -158,8 +185,28 @@ def compile(fn: Any, *specs: Any, target: Any = "cpu", state: Any = (), **kwargs
         if r.kind == "input" and r.index in weights
     }
     return CompiledFunction(
-        traced, structure, flush.Compiled(made.executable, traced.graph), made.bind(weights), handed
+        traced,
+        structure,
+        flush.Compiled(made.executable, traced.graph),
+        made.bind(weights),
+        handed,
+        donated,
     )
+
+
+def _leaves_of(fn: Any, structure: pytree.Tree, count: int, names: Sequence[str]) -> frozenset[int]:
+    """Numbers of the tensors in the arguments ``names`` of ``fn``."""
+    if not names:
+        return frozenset()
+    args, kwargs = pytree.unflatten(structure, range(count))
+    given = inspect.signature(getattr(fn, "forward", fn)).bind(*args, **kwargs).arguments
+    unknown = set(names) - given.keys()
+    if unknown:
+        raise TraceError(
+            f"compile: donate names {', '.join(sorted(unknown))}, which is no argument", caller()
+        )
+    found, _ = pytree.flatten([given[n] for n in names], lambda x: isinstance(x, int))
+    return frozenset(found)
 
 
 def _call_structure(leaves: tuple[pytree.Tree, ...]) -> pytree.Tree:

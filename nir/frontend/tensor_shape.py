@@ -262,6 +262,12 @@ class ShapeMethods(MathMethods):
         cells = self._cell, index._cell, src._cell
         return self._new(emit.one(ops.ScatterAddAlong, *cells, axis=axis))
 
+    def index_copy(self, dim: int, index: Tensor, source: Tensor) -> Tensor:
+        """x with the slices of ``source`` in the places ``index`` along ``dim``."""
+        axis = axis_of(dim, self._cell.ndim, "index_copy")
+        cells = self._cell, index._cell, source._cell
+        return self._new(emit.one(ops.Put, *cells, axis=axis))
+
     def index_add(self, dim: int, index: Tensor, source: Tensor) -> Tensor:
         """x with the slices of ``source`` added at ``index`` along ``dim``."""
         axis = axis_of(dim, self._cell.ndim, "index_add")

@@ -44,7 +44,7 @@ from nir.ops.elementwise import (
     Trunc,
 )
 from nir.ops.fused import Fused, ReducePartial
-from nir.ops.index import CheckIndex, ScatterAdd, ScatterAddAlong, Take, TakeAlong
+from nir.ops.index import CheckIndex, Put, ScatterAdd, ScatterAddAlong, Take, TakeAlong
 from nir.ops.linalg import Matmul, Pack
 from nir.ops.loops import Scan, WhileLoop
 from nir.ops.nn import (
@@ -83,7 +83,7 @@ __all__ = [
     "IsNan", "LayerNorm", "Le", "Log", "Log1p", "LogSoftmax", "LogSumExp", "LogicalAnd",
     "LogicalNot", "LogicalOr", "LogicalXor", "Lt", "Matmul", "Max", "MaxPool2d", "MaxPool2dGrad",
     "MaxPool2dSelect", "Maximum", "Mean", "Min", "Minimum", "Mod", "Mul", "Ne", "Neg", "Pack",
-    "PackConv2d", "Pad", "Pow", "Prod", "RandomBernoulli", "RandomBits", "RandomNormal",
+    "PackConv2d", "Pad", "Pow", "Prod", "Put", "RandomBernoulli", "RandomBits", "RandomNormal",
     "RandomUniform", "ReducePartial", "Relu", "Reshape", "Round", "Rsqrt", "Scan", "ScatterAdd",
     "ScatterAddAlong", "ShiftLeft", "ShiftRight", "ShiftRightLogical", "Sigmoid", "Sign", "Sin",
     "Slice", "Softmax", "Sort", "Sqrt", "Sub", "Sum", "Take", "TakeAlong", "Tanh", "TopK",

@@ -10,7 +10,7 @@ import numpy as np
 
 from nir.errors import DTypeError, IndexRangeError, ShapeError
 from nir.ir.dim import Dim, prod
-from nir.ir.op import Op, Sample, Value
+from nir.ir.op import OPS, Op, Sample, Value
 from nir.ir.types import TensorType, i32, i64
 
 Grad = Sequence[Any]
@@ -161,6 +161,72 @@ class ScatterAdd(Op):
             Sample((_X, i, rng.standard_normal((3, 2, 3)).astype(np.float32)), {"axis": 0}),
             Sample((_X, j, rng.standard_normal((4, 4)).astype(np.float32)), {"axis": 1}),
             Sample((_X, np.zeros(0, np.int64), np.zeros((0, 3), np.float32)), {"axis": 0}),
+        ]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Put(Op):
+    """x with ``updates`` in the places ``indices`` along ``axis``; of equal indices the last wins.
+
+    updates has the shape of ``take(x, indices, axis)``. Where x is not read again the result is
+    written over it, so that a cache grows without being copied.
+    """
+
+    x: Value
+    indices: Value
+    updates: Value
+    axis: int
+    kind = "other"
+
+    def infer(self) -> tuple[TensorType, ...]:
+        _check(self, self.x, self.indices, self.axis)
+        t, u = self.x.type, self.updates.type
+        s = t.shape
+        expected = t.with_(shape=(*s[: self.axis], *self.indices.type.shape, *s[self.axis + 1 :]))
+        if u.shape != expected.shape:
+            raise ShapeError(f"put: expected updates {expected}, got {u}")
+        if u.dtype != t.dtype:
+            raise DTypeError(f"put: expected updates {expected}, got {u}")
+        return (t,)
+
+    def ref(
+        self, x: np.ndarray, indices: np.ndarray, updates: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        out = np.moveaxis(x.copy(), self.axis, 0)
+        flat = _wrapped("put", indices, x.shape[self.axis]).reshape(-1)
+        before, after = x.shape[: self.axis], x.shape[self.axis + 1 :]
+        rows = np.moveaxis(updates.reshape(*before, flat.size, *after), self.axis, 0)
+        for i, row in zip(flat, rows, strict=True):
+            out[i] = row
+        return (np.ascontiguousarray(np.moveaxis(out, 0, self.axis)),)
+
+    def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
+        x, indices, updates = operands
+        ct, n, m = cotangents[0], x.shape[self.axis], indices.type.size
+        # An update that a later one replaced has no part in the result: number them, and see whose
+        # number is left in its place.
+        flat = indices.reshape((m,))
+        (number,) = indices.emit(OPS["iota"](shape=(m,), axis=0, dtype=i64))  # type: ignore[call-arg]
+        (nobody,) = indices.emit(OPS["full"](value=-1, shape=(n,), dtype=i64))  # type: ignore[call-arg]
+        wins = nobody.put(flat, number, 0).take(flat, 0).eq(number).reshape(indices.shape)
+        axes = tuple(range(self.axis, self.axis + len(indices.shape)))
+        passed = ct.take(indices, self.axis)
+        return (
+            ct.put(indices, updates.zeros_like(), self.axis),
+            None,
+            wins.broadcast(updates.shape, axes).where(passed, updates.zeros_like()),
+        )
+
+    @classmethod
+    def samples(cls) -> Sequence[Sample]:
+        i = np.array([[0, 3], [1, -2]])
+        j = np.array([2, 0, -2], np.int32)
+        rng = np.random.default_rng(1)
+        return [
+            Sample((_X, i, rng.standard_normal((2, 2, 3)).astype(np.float32)), {"axis": 0}),
+            Sample((_X, j, rng.standard_normal((4, 3)).astype(np.float32)), {"axis": 1}),
+            Sample((_X, np.zeros(0, np.int64), np.zeros((0, 3), np.float32)), {"axis": 0}),
+            Sample((_X > 1, np.array(1), np.ones(3, bool)), {"axis": 0}),
         ]
 
 

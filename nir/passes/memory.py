@@ -22,7 +22,7 @@ from nir.ir.dim import Dim, Monomial, Poly, evaluate
 from nir.ir.graph import Builder, Graph, MemoryPlan, Placement
 from nir.ir.op import Op, Value
 from nir.ir.program import Target
-from nir.ops import Constant, Reshape, Transpose
+from nir.ops import Constant, Put, Reshape, ScatterAdd, Transpose
 from nir.ops.fused import Fused, ReducePartial, accumulator_result
 from nir.passes.blocks import block_of, padded
 from nir.passes.rewrite import everywhere
@@ -166,8 +166,13 @@ def _identity_reads(op: Op) -> list[tuple[Value, Value]]:
 
     That is so when a loop reads every element of the operand for the same element of the results
     only, and before it writes them: in maps, in what follows the reductions of a column region,
-    and in epilogues but for the result that the heavy op has written already.
+    and in epilogues but for the result that the heavy op has written already. Put and scatter_add
+    change some elements of x, and the others may lie where they are.
     """
+    if isinstance(op, (Put, ScatterAdd)):
+        # Updates of x's own size might be x seen in another shape.
+        same = op.updates.type.nbytes == op.x.type.nbytes
+        return [] if same else [(op.x, op.result)]
     if not isinstance(op, Fused) or not op.results:
         return []
     results = list(op.results)

@@ -97,11 +97,11 @@ def reshape(ctx: Context, op: Reshape) -> Out:
         case Full(value=value):
             return [ctx.full(value, op.result.type)]
         case Broadcast(x=x, shape=shape, axes=axes):
-            return _reshape_of_broadcast(ctx, op, x, shape, axes)
+            return reshape_of_broadcast(ctx, op, x, shape, axes)
     return None
 
 
-def _reshape_of_broadcast(
+def reshape_of_broadcast(
     ctx: Context, op: Reshape, x: Value, shape: Shape, axes: tuple[int, ...]
 ) -> Out:
     """reshape(broadcast(x)) is broadcast(reshape(x)) where repeated axes stay apart from x's."""

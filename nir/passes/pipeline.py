@@ -36,6 +36,7 @@ from nir.passes.layout import layout
 from nir.passes.loops import loops
 from nir.passes.memory import plan_memory
 from nir.passes.pack import pack
+from nir.passes.rows import rows
 from nir.passes.simplify import simplify
 from nir.passes.split_reductions import leading_or_trailing, split_reductions
 
@@ -98,6 +99,7 @@ BATCH_NORM_FOLD = Pass(
 DECOMPOSE = Pass(
     "decompose", decompose, ensures=_facts("covered"), breaks=_facts("split", "fused", _PLANNED)
 )
+ROWS = Pass("rows", rows, breaks=_facts("split", "fused", _PLANNED))
 PACK = Pass(
     "pack", pack, requires=_facts("covered"), ensures=_facts("covered"), breaks=_ANY_REWRITE
 )
@@ -137,6 +139,8 @@ LOWERING: tuple[Pass, ...] = (
     SIMPLIFY,
     FOLD,
     LAYOUT,
+    # What follows a linear layer is put in a form that can be its epilogue.
+    ROWS,
     CSE,
     # Physical forms: packed weights, reductions as loops run them.
     PACK,

@@ -13,7 +13,7 @@ import numpy as np
 
 from nir.ir.dim import Dim, Shape, prod
 from nir.ir.types import DType
-from nir.ops.index import CheckIndex, ScatterAdd, ScatterAddAlong, Take, TakeAlong
+from nir.ops.index import CheckIndex, Put, ScatterAdd, ScatterAddAlong, Take, TakeAlong
 from nir.ops.pool import AvgPool2d, AvgPool2dGrad, MaxPool2d, MaxPool2dGrad, MaxPool2dSelect
 from nir.ops.random import RandomBits
 from nir.ops.reduce import ArgMax, ArgMin, CumSum
@@ -149,6 +149,12 @@ def scatter_add(op: ScatterAdd) -> KernelCall | None:
         return None
     m = op.indices.type.size
     return _indexed(f"scatter_add_{t.dtype.name}", op, m, t.shape[op.axis], (0,))
+
+
+def put(op: Put) -> KernelCall | None:
+    t = op.x.type
+    m = op.indices.type.size
+    return _indexed(f"put_{_bits(t.dtype)}", op, m, t.shape[op.axis], (0,))
 
 
 def scatter_add_along(op: ScatterAddAlong) -> KernelCall | None:
@@ -364,6 +370,7 @@ MOVEMENT: dict[str, Callable[[Any], KernelCall | None]] = {
     "check_index": check_index,
     "take": take,
     "take_along": take_along,
+    "put": put,
     "scatter_add": scatter_add,
     "scatter_add_along": scatter_add_along,
     "cum_sum": cum_sum,

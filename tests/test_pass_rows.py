@@ -1,0 +1,96 @@
+"""Rows: reshapes behind linear layers move out of the way of epilogues."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nir.ir.graph import Graph
+from nir.ir.interp import run
+from nir.ops.expr import Expr
+from nir.passes.pipeline import run_pipeline
+from nir.passes.rows import rows
+from tests.pass_harness import CPU, graph_of, random_inputs
+
+
+def linear(x: Expr, w: Expr, shape: tuple[object, ...]) -> Expr:
+    flat = x.reshape((shape[0] * shape[1], x.shape[-1]))  # type: ignore[operator]
+    return flat.matmul(w).reshape(shape)
+
+
+def layer(x: Expr, w: Expr, b: Expr, gain: Expr) -> Expr:
+    """Linear, bias, activation, residual and a norm, as front ends trace them."""
+    y = linear(x, w, x.shape)
+    y = (y + b.broadcast(x.shape, (2,))).tanh()
+    y = y + x
+    mean = y.sum((2,)) / 8
+    centred = y - mean.broadcast(x.shape, (0, 1))
+    return centred * gain.broadcast(x.shape, (2,))
+
+
+SPECS = ("f32[3,5,8]", "f32[8,8]", "f32[8]", "f32[8]")
+
+
+def unchanged(graph: Graph) -> Graph:
+    after = rows(graph, CPU)
+    inputs = random_inputs(graph)
+    for a, b in zip(run(graph, inputs), run(after, inputs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    return after
+
+
+def axes_of(graph: Graph, name: str) -> list[int]:
+    return [op.results[0].type.ndim for op in graph.nodes if op.name == name]
+
+
+def test_a_layer_runs_over_rows() -> None:
+    after = unchanged(graph_of(layer, *SPECS))
+    assert axes_of(after, "tanh") == [2]
+    assert axes_of(after, "add") == [2, 2]
+    assert axes_of(after, "sum") == [1]
+    assert axes_of(after, "mul") == [2]
+    assert after.nodes[-1].name == "reshape"
+
+
+def test_symbolic_rows() -> None:
+    after = unchanged(graph_of(layer, "f32[B,5,8]", *SPECS[1:]))
+    assert axes_of(after, "tanh") == [2]
+
+
+def test_bias_and_activation_become_an_epilogue() -> None:
+    def fn(x: Expr, w: Expr, b: Expr) -> Expr:
+        return (linear(x, w, x.shape) + b.broadcast(x.shape, (2,))).relu()
+
+    lowered = run_pipeline(graph_of(fn, *SPECS[:3]), CPU)
+    forms = [op.form for op in lowered.nodes if op.name == "fused"]  # type: ignore[attr-defined]
+    assert forms == ["epilogue"]
+
+
+def test_sums_over_rows_and_columns() -> None:
+    def fn(x: Expr, w: Expr) -> list[Expr]:
+        y = linear(x, w, x.shape)
+        return [y.sum((2,)), y.sum((0, 1)), y.sum((1,))]
+
+    after = unchanged(graph_of(fn, *SPECS[:2]))
+    assert axes_of(after, "sum") == [1, 1, 2]
+
+
+@pytest.mark.parametrize("other", ["f32[3,5,1]", "f32[5,8]"])
+def test_what_is_spread_over_some_rows_stays(other: str) -> None:
+    """Numbers that differ between the rows of a batch cannot be told from rows alone."""
+
+    def fn(x: Expr, w: Expr, z: Expr) -> Expr:
+        y = linear(x, w, x.shape)
+        if z.type.ndim == 2:
+            return y * z.broadcast(x.shape, (1, 2))
+        return y * z.reshape((3, 5)).broadcast(x.shape, (0, 1))
+
+    unchanged(graph_of(fn, *SPECS[:2], other))
+
+
+def test_heads_are_left_alone() -> None:
+    def fn(x: Expr, w: Expr) -> Expr:
+        return linear(x, w, x.shape).reshape((3, 5, 2, 4)).transpose((0, 2, 1, 3)).exp()
+
+    after = unchanged(graph_of(fn, *SPECS[:2]))
+    assert axes_of(after, "exp") == [4]
