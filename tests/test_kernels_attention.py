@@ -23,6 +23,10 @@ ORDERS = ("BTHD", "BTHD", "BTHD", "TBHD")
 CASES = {
     "small": ((2, 3, 5, 7, 3, 4), {}, None),
     "one query": ((1, 2, 1, 130, 16, 16), {}, None),
+    "one query, padding": ((2, 2, 1, 300, 20, 40), {}, ((2, 1, 1, 300), "bool")),
+    "one query, few keys": ((2, 1, 1, 3, 64, 64), {}, None),
+    "four queries, causal": ((1, 2, 4, 290, 64, 130), {"causal": True}, None),
+    "four queries, bias": ((1, 2, 4, 33, 32, 16), {"orders": ORDERS}, ((1, 2, 4, 33), "float")),
     "one strip": ((1, 2, 64, 64, 32, 32), {}, None),
     "tails": ((2, 1, 70, 133, 24, 40), {}, None),
     "causal": ((1, 2, 128, 128, 32, 32), {"causal": True}, None),

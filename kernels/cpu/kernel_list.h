@@ -44,7 +44,8 @@
   NIR_NUMBERS(X, argmin) X(argmin_u8)         \
   NIR_ALL(X, sort)                            \
   NIR_ALL(X, top_k)                           \
-  X(attention_f32) X(attention_grad_f32)      \
+  X(attention_f32) X(attention_few_f32)       \
+  X(attention_grad_f32)                       \
   X(random_bits_i32)                          \
   NIR_BITS(X, copy)                           \
   NIR_BITS(X, pad)                            \

@@ -272,6 +272,7 @@ class Attention(_Views):
         return [
             Sample(tuple(f), no_mask),
             Sample(tuple(f), no_mask | {"causal": True}),
+            Sample((np.concatenate((f[0], -f[0]), 2), f[1], f[2]), no_mask),
             Sample((q, k, v), {"mask": None, "causal": True, "scale": 1.0}),
             Sample((*f, seen[:1]), {"causal": False, "scale": 0.6}),
             Sample((*f, rng.standard_normal((1, 2, 4, 5)).astype(np.float32)),

@@ -19,6 +19,9 @@ from nir.targets.kernel_call import KernelCall
 STRIP = 64
 KEYS = 64
 PAD = 16
+# Queries up to which lanes are filled with features rather than with queries, and keys of a block.
+_FEW = 4
+_FEW_KEYS = 256
 
 
 def _view(shape: Shape, order: str, first_head: Dim = 0) -> tuple[Dim, ...]:
@@ -64,13 +67,24 @@ def attention(op: Attention) -> KernelCall | None:
     if t.dtype.name != "f32":
         return None
     views = [*_inputs(op), _view(op.results[0].type.shape, op.orders[3])]
+    dims = (*_dims(n, views), *_mask(op.mask), int(op.causal), _bits(op.scale))
+    work = n.b * n.h * n.t * n.s * (n.d + n.e) // 4
+    if isinstance(n.t, int) and n.t <= _FEW:
+        return KernelCall(
+            "nir_attention_few_f32",
+            dims,
+            rows=n.b * n.h,
+            scratch=(_padded(n.d) + _padded(n.e) + 2 * _FEW_KEYS) * 4,
+            # Each key and value is read for few products: count the bytes.
+            work=n.b * n.h * n.t * n.s * (n.d + n.e) * 4,
+        )
     floats = STRIP * (n.d + _padded(n.e)) + KEYS * (2 * STRIP + _padded(n.e)) + STRIP * (KEYS + 2)
     return KernelCall(
         "nir_attention_f32",
-        (*_dims(n, views), *_mask(op.mask), int(op.causal), _bits(op.scale)),
+        dims,
         rows=n.b * n.h * ceildiv(n.t, STRIP),
         scratch=floats * 4,
-        work=n.b * n.h * n.t * n.s * (n.d + n.e) // 4,
+        work=work,
     )
 
 
