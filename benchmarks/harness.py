@@ -1,9 +1,10 @@
 """Runs peers side by side and judges what the times are worth.
 
-Every peer has its own process and the same number of threads. Rounds alternate between the peers,
-so that a machine that slows down slows all of them; a time is the median of the rounds, its spread
-the interquartile range over the median. No ratio is given where a spread says that it would be
-noise.
+Every peer has its own process and the same number of threads. A time is the median of the rounds,
+its spread the interquartile range over the median. Rounds alternate between the peers, so that a
+machine that slows down slows all of them: a ratio is the median of the rounds' own ratios, with the
+interval that holds the true median with a probability of 95 %, whatever the noise is like. No ratio
+is given where that interval is wide.
 
 A peer that keeps compiled code on disk runs twice: once with an empty cache, for the time of its
 first call, and then in a new process with what the first left, in which it is timed.
@@ -12,6 +13,7 @@ first call, and then in a new process with what the first left, in which it is t
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import statistics
@@ -25,7 +27,7 @@ from typing import Any
 
 from benchmarks import workloads
 
-MAX_SPREAD = 0.15
+MAX_ERROR = 0.1  # half of a ratio's interval, over the ratio
 _ROOT = Path(__file__).parent.parent
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -133,7 +135,7 @@ def measure(
     """Every peer on ``workload``; one that fails has its ``error`` filled in.
 
     ``caches`` is a folder for the caches of peers, with the times of the first calls that filled
-    them: a later run takes both from there. nir's own cache is always made anew.
+    them: a later run takes both from there.
     """
     running: dict[str, _Peer] = {}
     results: dict[str, dict[str, Any]] = {}
@@ -182,7 +184,7 @@ def _first_call(workload: str, name: str, threads: int, cache: Path) -> float | 
     if _cache_of(name) is None:
         return None
     noted = cache.with_suffix(".first_call")
-    if noted.exists() and workloads.package(name) != "nir":
+    if noted.exists():
         return float(noted.read_text())
     shutil.rmtree(cache, ignore_errors=True)
     cache.mkdir(parents=True)
@@ -215,11 +217,42 @@ def disagreement(measured: Sequence[Measurement], tolerance: float) -> str:
     return ""
 
 
-def speedup(base: Measurement, other: Measurement) -> float | None:
-    """``other``'s time over ``base``'s; None where one failed or the noise is too great."""
-    if base.error or other.error or max(base.spread, other.spread) > MAX_SPREAD:
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of times, and half of its 95 % interval over the ratio."""
+
+    value: float
+    error: float
+
+    @property
+    def is_noise(self) -> bool:
+        return self.error > MAX_ERROR
+
+    def __str__(self) -> str:
+        return f"too noisy (±{self.error:.0%})" if self.is_noise else f"{self.value:.2f}x"
+
+
+def speedup(base: Measurement, other: Measurement) -> Ratio | None:
+    """``other``'s time over ``base``'s in the same rounds; None where one failed."""
+    if base.error or other.error:
         return None
-    return other.median / base.median
+    ratios = sorted(b / a for a, b in zip(base.rounds, other.rounds, strict=True))
+    cut = _outside(len(ratios))
+    middle = statistics.median(ratios)
+    return Ratio(middle, (ratios[-1 - cut] - ratios[cut]) / 2 / middle)
+
+
+def _outside(count: int) -> int:
+    """How many of ``count`` sorted samples may be cut off at each end of a 95 % interval.
+
+    The median lies below the sample of rank k + 1 with the probability that at most k of the
+    samples fall below the median: binomial, with probability 1/2 for each.
+    """
+    cut, below = 0, 1 / 2**count
+    while 2 * (below + math.comb(count, cut + 1) / 2**count) <= 0.05:
+        cut += 1
+        below += math.comb(count, cut) / 2**count
+    return cut
 
 
 def best_peer(measured: Sequence[Measurement]) -> Measurement | None:

@@ -20,12 +20,8 @@ Rows = Mapping[str, Sequence[Measurement]]
 
 def ratio(base: Measurement, other: Measurement) -> str:
     """``other``'s time over ``base``'s, or why there is none."""
-    if base.error or other.error:
-        return "-"
-    times = speedup(base, other)
-    if times is None:
-        return f"too noisy ({max(base.spread, other.spread):.0%})"
-    return f"{times:.2f}x"
+    found = speedup(base, other)
+    return "-" if found is None else str(found)
 
 
 def text(measured: Sequence[Measurement], roofs: Sequence[Mapping[str, float]] = ()) -> str:
@@ -41,11 +37,11 @@ def text(measured: Sequence[Measurement], roofs: Sequence[Mapping[str, float]] =
         if m.error:
             lines.append(f"  {m.peer:<20} failed: {m.error}")
             continue
-        cached = f"{m.first_call_cached:.2f} s" if m.first_call_cached else "-"
+        cold, cached = _first_calls(m)
         step = f"{m.step_bytes / MiB:.1f}" if training else ""
         lines.append(
             f"  {m.peer:<20} {m.median * 1e3:9.3f} {m.spread:7.1%} {min(m.rounds) * 1e3:9.3f} "
-            f"{ratio(measured[0], m):>16} {m.first_call:9.2f} s {cached:>9} "
+            f"{'' if m is measured[0] else ratio(measured[0], m):>16} {cold:>11} {cached:>9} "
             f"{m.peak_bytes / MiB:9.0f} {step:>9}  {m.version}"
         )
     if share := roof_share(measured[0], roofs):
@@ -75,8 +71,8 @@ def geometric_mean(rows: Rows) -> tuple[float, int]:
     for measured in rows.values():
         best = best_peer(measured)
         times = None if best is None else speedup(measured[0], best)
-        if times is not None:
-            ratios.append(times)
+        if times is not None and not times.is_noise:
+            ratios.append(times.value)
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else math.nan
     return mean, len(ratios)
 
@@ -135,9 +131,10 @@ def markdown(rows: Rows, context: Mapping[str, Any]) -> str:
         "# Benchmarks",
         "Written by `python -m benchmarks --report`. Each peer runs in a process of its own with "
         f"{context.get('threads')} threads, in alternating rounds; times are medians of at least "
-        "ten rounds with their interquartile spread. A ratio is the peer's time over nir's; there "
-        "is none where a spread exceeds 15 %. First calls are given from an empty cache, and "
-        "from a full one in a new process. The memory of a step is the most that is resident "
+        "ten rounds with their interquartile spread. A ratio is the peer's time over nir's, the "
+        "median over the rounds; there is none where its 95 % interval is wider than ±10 %. First "
+        "calls, less a step's time, are given from an empty cache, and from a full one in a new "
+        "process. The memory of a step is the most that is resident "
         "while steps run, less what is after import, and less parameters and optimiser state.",
         f"{context.get('cpu')}, {context.get('cores')} cores, Python {context.get('python')}; "
         f"{'; '.join(versions)}.",
@@ -175,11 +172,11 @@ def _detail(measured: Sequence[Measurement], roofs: Sequence[Mapping[str, float]
         if m.error:
             lines.append(f"| {m.peer} | failed: {m.error.replace('|', '/')} | | | | | | |")
             continue
-        cached = f"{m.first_call_cached:.2f} s" if m.first_call_cached else ""
+        cold, cached = _first_calls(m)
         step = f"{m.step_bytes / MiB:.0f} MiB" if workload.kind == "training" else ""
         faster = "" if m is measured[0] else ratio(measured[0], m)
         lines.append(
-            f"| {m.peer} | {_ms(m)} | {m.spread:.0%} | {faster} | {m.first_call:.2f} s | {cached} "
+            f"| {m.peer} | {_ms(m)} | {m.spread:.0%} | {faster} | {cold} | {cached} "
             f"| {m.peak_bytes / MiB:.0f} MiB | {step} |"
         )
     share = roof_share(measured[0], roofs)
@@ -195,6 +192,13 @@ def _roof_words(roof: Mapping[str, float]) -> str:
         f"{roof['threads']} thread{'s' * (roof['threads'] > 1)} {roof['fma']:.0f} GFLOP/s of "
         f"multiply-adds, {roof['triad']:.1f} GB/s in a triad, {roof['read']:.1f} GB/s reading"
     )
+
+
+def _first_calls(m: Measurement) -> tuple[str, str]:
+    """What tracing and compiling took, from an empty cache and from a full one: less the step."""
+    found = (m.first_call, m.first_call_cached)
+    cold, cached = (f"{max(t - m.median, 0):.2f} s" if t else "" for t in found)
+    return cold, cached
 
 
 def _ms(m: Measurement) -> str:

@@ -35,8 +35,23 @@ def nir_step(model: Any, batches: Sequence[Any], specs: tuple[str, str] | None =
         optimizer.step()
         return loss.detach()
 
-    turn = cycle([(nir.tensor(x), nir.tensor(y)) for x, y in batches])
-    return lambda: train(*next(turn)).item()
+    return NirStep(train, [(nir.tensor(x), nir.tensor(y)) for x, y in batches])
+
+
+class NirStep:
+    """A step on each batch in turn; ``train`` is the compiled function."""
+
+    def __init__(self, train: Any, batches: Sequence[Any]) -> None:
+        self.train, self.batches = train, batches
+        self._turn = cycle(batches)
+
+    def __call__(self) -> float:
+        loss: float = self.train(*next(self._turn)).item()
+        return loss
+
+    def arguments(self) -> Any:
+        """What the function is called with."""
+        return self.batches[0]
 
 
 def torch_step(

@@ -31,10 +31,18 @@ def test_summary_is_median_and_interquartile_range() -> None:
 def test_ratio_is_refused_where_it_would_be_noise() -> None:
     base = measured("nir", QUIET)
     assert report.ratio(base, measured("torch", [2 * t for t in QUIET])) == "2.00x"
+    slowed = [t * f for t, f in zip(QUIET, [1.0, 3.0] * 5, strict=True)]
+    twice = [2 * t for t in slowed]  # what slows both alike is no noise
+    assert report.ratio(measured("nir", slowed), measured("torch", twice)) == "2.00x"
     noisy = [1.0, 1.5, 2.0, 1.0, 1.6, 2.2, 1.1, 1.9, 1.3, 2.0]
     assert report.ratio(base, measured("torch", noisy)).startswith("too noisy")
     assert report.ratio(measured("nir", noisy), base).startswith("too noisy")
     assert report.ratio(base, Measurement("resnet9", "torch", error="no torch")) == "-"
+
+
+def test_interval_of_a_median() -> None:
+    # The ranks in tables of the sign test: 2 to 9 of 10, 6 to 15 of 20, 10 to 21 of 30.
+    assert [harness._outside(n) for n in (10, 20, 30)] == [1, 5, 9]
 
 
 def test_disagreement_names_step_and_peers() -> None:

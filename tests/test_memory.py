@@ -166,3 +166,24 @@ def test_a_donated_input_is_overwritten_only_by_its_last_reader() -> None:
         planned = plan_memory(fuse(graph(late_read), target), target)
         assert planned.plan is not None
         assert planned.plan.donations == (() if late_read else ((0, 0),))
+
+
+def test_every_donated_input_of_an_epilogue_is_overwritten() -> None:
+    # The product needs memory of its own then: accumulating in a result would take its place.
+    t = TensorType(f32, (8, 8))
+    b = Builder("update")
+    x, p, m = (b.input(t, name) for name in ("x", "p", "m"))
+    (gradient,) = b.emit(Matmul(x, x, transpose_lhs=True))
+    (twice,) = b.emit(Mul(m, m))
+    (new_m,) = b.emit(Add(twice, gradient))
+    (new_p,) = b.emit(Add(p, new_m))
+    graph = b.build([new_p, new_m], donate=[(1, 0), (2, 1)])
+    planned = plan_memory(fuse(graph, cpu.target()), cpu.target())
+    assert planned.plan is not None
+    assert set(planned.plan.donations) == {(1, 0), (2, 1)}
+    (epilogue,) = planned.nodes
+    assert len(epilogue.results) == 3 and planned.plan.arena == t.nbytes
+    check_plan(planned, {})
+    inputs = [np.random.default_rng(k).standard_normal((8, 8), np.float32) for k in range(3)]
+    for a, e in zip(run(planned, inputs), run(graph, inputs), strict=True):
+        np.testing.assert_array_equal(a, e)

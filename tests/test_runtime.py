@@ -492,3 +492,17 @@ def test_code_pages_are_shared_and_given_back() -> None:
     np.testing.assert_array_equal(np.asarray(second(x, y)), (x + y) * np.float32(2))
     del second
     assert memory_stats()["code_bytes"] == before
+
+
+def test_in_place_gives_back_the_donated_storage_itself() -> None:
+    exe = Executable(h.two_step(donate=True))
+    x, y = arrays(3)
+    (expected,) = exe.run([Storage.from_numpy(x), Storage.from_numpy(y)])
+    a, b = Storage.from_numpy(x), Storage.from_numpy(y)
+    (out,) = exe.run([a, b], donate=[0], in_place=True)
+    assert out is a and not a.stale
+    np.testing.assert_array_equal(a.numpy(), expected.numpy())
+    held = a.numpy()  # a view: the memory is not the run's to overwrite
+    (out,) = exe.run([a, b], donate=[0], in_place=True)
+    assert out is not a and not a.stale
+    np.testing.assert_array_equal(held, expected.numpy())

@@ -300,3 +300,54 @@ def test_attributes_go_by_name_or_place() -> None:
     two = x.max_pool2d(padding=pad, stride=(2, 2), kernel=(2, 2))
     assert one.type == two.type
     assert all(isinstance(op, MaxPool2d) for op in b.nodes)
+
+
+# ---- slices --------------------------------------------------------------------------------------
+
+
+def rows(x: Expr, start: int, size: int, step: int = 1) -> Expr:
+    return x.slice((start,), (size,), (step,))
+
+
+@pytest.mark.parametrize(
+    ("parts", "ops"),
+    [
+        ([(0, 1), (1, 2), (3, 1)], {"concat": 1}),  # tiles, in any order
+        ([(3, 1), (0, 3)], {"concat": 1}),
+        ([(0, 2), (3, 1)], {"pad": 2}),  # a gap
+        ([(0, 3), (2, 2)], {"pad": 2}),  # an overlap
+        ([(0, 2), (2, 2), (2, 2)], {"pad": 3}),
+        ([(1, 2)], {"pad": 1}),
+        ([(1, 1), (2, 2)], {"concat": 1, "pad": 1}),  # touching, not all of it
+    ],
+)
+def test_slices_that_touch_give_one_concat(
+    parts: list[tuple[int, int]], ops: dict[str, int]
+) -> None:
+    def fn(x: Expr) -> Expr:
+        total = (x * x).sum((0,))  # reaches x beside the slices
+        for k, (start, size) in enumerate(parts):
+            total = total + (rows(x, start, size).exp() * float(k + 1)).sum((0,))
+        return total
+
+    graph = gradient(make(fn, V4))
+    _, slope = run(graph, [X])
+    expected = 2 * X
+    for k, (start, size) in enumerate(parts):
+        expected[start : start + size] += (k + 1) * np.exp(X[start : start + size])
+    np.testing.assert_allclose(slope, expected, rtol=1e-14)
+    found = graph.count()
+    assert {name: found[name] for name in ("concat", "pad") if found.get(name)} == ops
+
+
+def test_slices_of_an_inner_value_and_with_steps() -> None:
+    def fn(x: Expr) -> Expr:
+        y = x.exp()
+        return (rows(y, 0, 2, 2) * rows(y, 1, 2, 2)).sum((0,)) + (
+            rows(y, 0, 2) * rows(y, 2, 2)
+        ).sum((0,))
+
+    _, slope = run(gradient(make(fn, V4)), [X])
+    e = np.exp(X)
+    other = np.array([e[1] + e[2], e[0] + e[3], e[3] + e[0], e[2] + e[1]])
+    np.testing.assert_allclose(slope, e * other, rtol=1e-14)

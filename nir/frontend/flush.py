@@ -40,10 +40,13 @@ class Compiled:
     executable: Any
     made: Graph
 
-    def run(self, own: Graph, inputs: Sequence[Storage], donate: Sequence[int] = ()) -> Any:
+    def run(
+        self, own: Graph, inputs: Sequence[Storage], donate: Sequence[int] = (),
+        in_place: bool = False,
+    ) -> Any:  # fmt: skip
         """The outputs; an error names the lines of ``own``, the graph that is being run."""
         try:
-            return self.executable.run(inputs, donate)
+            return self.executable.run(inputs, donate, in_place)
         except NirError as error:
             if own is not self.made and error.location is not None:
                 error.location = _own_location(error, self.made, own)

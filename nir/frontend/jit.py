@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_, itemgetter
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,37 @@ def shown(structure: pytree.Tree) -> str:
             return f"{kind.__name__}({', '.join(map(shown, children))})"
 
 
+Writes = tuple[tuple[int, tuple[int, Ref]], ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class InPlace:
+    """Writes of a program that put new values where the old ones were, and those that do not.
+
+    ``old`` and ``new`` pick the storages of the first from inputs and outputs, all at once: a step
+    of a small model has hundreds, and little time.
+    """
+
+    old: Callable[[Any], Any]
+    new: Callable[[Any], Any]
+    others: Writes
+
+    @staticmethod
+    def found(writes: Writes, data: Sequence[Any], outputs: Sequence[Any]) -> InPlace | None:
+        """What a run to which everything was offered did; None where nothing was done in place."""
+        done = [
+            (at, ref.index) for at, (_, ref) in writes if at >= 0 and data[at] is outputs[ref.index]
+        ]
+        if len(done) < 2:
+            return None
+        inputs, results = zip(*done, strict=True)
+        others = tuple(w for w in writes if w[0] not in inputs)
+        return InPlace(itemgetter(*inputs), itemgetter(*results), others)
+
+    def happened(self, data: Sequence[Any], outputs: Sequence[Any]) -> bool:
+        return all(map(is_, self.old(data), self.new(outputs)))
+
+
 @dataclass(eq=False, slots=True)
 class Entry:
     """One trace of a function, and its program."""
@@ -76,6 +108,8 @@ class Entry:
     rebound: tuple[int, ...] = ()  # inputs whose buffers outputs may take over
     types: tuple[TensorType | None, ...] = ()  # of the outputs; None where a run decides
     inputs: tuple[int, ...] = ()  # of each write: the input with an old value of its type, or -1
+    in_place: InPlace | None = None  # what the program overwrites when it may
+    reading: tuple[Snapshot, list[Tensor]] | None = None  # the state read, as it was last found
 
     def __post_init__(self) -> None:
         graph, reads = self.traced.graph, self.traced.reads
@@ -90,6 +124,15 @@ class Entry:
             else -1
             for slot, ref in self.traced.writes
         )
+
+    def writes(self, data: Sequence[Any], outputs: Sequence[Any], all_offered: bool) -> Writes:
+        """(input, (slot, result)) of each write that has to be done: not those done in place."""
+        if self.in_place is not None and self.in_place.happened(data, outputs):
+            return self.in_place.others
+        every = tuple(zip(self.inputs, self.traced.writes, strict=True))
+        if all_offered:
+            self.in_place = InPlace.found(every, data, outputs)
+        return every
 
 
 class Jitted:
@@ -120,6 +163,8 @@ class Jitted:
         self._specs = None if specs is None else argument_types((tuple(specs), {}))
         self._entries: list[Entry] = []
         self._view: Snapshot | None = None  # what the last call found
+        self._used = autograd.Used(caller())  # what gradients are that a step has used up
+        self._fits: tuple[list[TensorType], pytree.Tree] | None = None  # what last met the specs
         self._lock = threading.RLock()
 
     # ---- calling -------------------------------------------------------------------------------
@@ -219,6 +264,9 @@ class Jitted:
         if self._specs is None:
             return tuple(t.type for t in arguments)
         types, expected = self._specs
+        own = [t.type for t in arguments]
+        if self._fits == (own, structure):
+            return tuple(types)
         if structure != expected:
             raise TraceError(
                 f"{self._name}: expected arguments {shown(expected)} (specs: "
@@ -226,7 +274,8 @@ class Jitted:
                 caller(),
             )
         names = list(pytree.paths(structure, "argument").values())
-        check_arguments(types, [t.type for t in arguments], names)
+        check_arguments(types, own, names)
+        self._fits = own, structure
         return tuple(types)
 
     def _compile(self, signature: Signature, found: Snapshot, donated: frozenset[int]) -> Entry:
@@ -262,7 +311,9 @@ class Jitted:
         for i in entry.traced.missing_grads:
             if isinstance(used := found.slots[i].tensor._grad, autograd.Used):
                 raise used.error()
-        return [*arguments, *(found.slots[i].tensor for i in entry.traced.reads)]
+        if entry.reading is None or entry.reading[0] is not found:
+            entry.reading = found, [found.slots[i].tensor for i in entry.traced.reads]
+        return arguments + entry.reading[1]
 
     def _holdings(self, tensors: list[Tensor]) -> tuple[list[Cell], list[Any], list[bool]]:
         """`ownership.holdings` of computed ``tensors``."""
@@ -283,7 +334,7 @@ class Jitted:
         tensors = self._tensors(entry, arguments, found)
         cells, data, sole = self._holdings(tensors)
         offered = [i for i in entry.rebound if sole[i]]
-        outputs = entry.compiled.run(traced.graph, data, offered)
+        outputs = entry.compiled.run(traced.graph, data, offered, in_place=True)
         # Only now that the run has succeeded does anything change.
         where = caller()
 
@@ -297,17 +348,18 @@ class Jitted:
             return emit.stored(own.numpy()) if borrowed else Cell(own.type, data[ref.index])
 
         results = [Tensor._of(cell(ref)) for ref in traced.results]
+        writes = entry.writes(data, outputs, len(offered) == len(entry.rebound))
         new = [
             # A cell that nobody else holds takes the new value in; else a new one takes its place.
             None if at >= 0 and sole[at] else cell(ref)
-            for at, (_, ref) in zip(entry.inputs, traced.writes, strict=True)
+            for at, (_, ref) in writes
         ]
-        for made, at, (slot, ref) in zip(new, entry.inputs, traced.writes, strict=True):
+        for made, (at, (slot, ref)) in zip(new, writes, strict=True):
             if made is None:
                 cells[at].data, cells[at].exported = outputs[ref.index], False
             else:
                 slots[slot].tensor._adopt(made, slots[slot].tensor.requires_grad)
-        used = autograd.Used(where)
+        used = self._used = self._used if self._used.where is where else autograd.Used(where)
         for g in traced.grads:
             kept = None if g.to is None else Tensor._of(cell(g.to))
             slots[g.slot].tensor._grad = used if g.used else kept

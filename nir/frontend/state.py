@@ -26,7 +26,9 @@ import numpy as np
 
 from nir.frontend.tensor import Tensor
 from nir.ir.graph import attribute_key
+from nir.ir.op import Value
 from nir.ir.types import TensorType
+from nir.runtime import Watch
 
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})
 _OPAQUE = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType, np.dtype, np.ufunc)
@@ -69,7 +71,6 @@ class Snapshot:
         # id -> (path, object); the object, so that no id comes up twice.
         self._seen: dict[int, tuple[str, Any]] = {}
         self._owners: list[Any] = []
-        self._classes: list[type] = []
         self._maps: list[dict[Any, Any]] = []
         self._lists: list[list[Any]] = []
         self._loose: list[tuple[Any, Any]] = []  # what may change inside, and its content
@@ -78,7 +79,10 @@ class Snapshot:
             self._walk(x, name, objects, name)
         self._tensors = [s.tensor for s in self.slots if not isinstance(s.holder, Tensor)]
         self._grads = list(map(_grad, self._tensors))
-        self._keys, self._values, self._sizes = self._content()
+        self._raw_grads = [t._grad for t in self._tensors]
+        self._watch = Watch(self._owners, self._maps, self._lists)
+        self._everything = [s.tensor for s in self.slots]
+        self._marked: list[Value] = []
         self._types: list[TensorType] = []
         self._tracks: list[bool] = []
         self._marks: tuple[tuple[str, TensorType, bool], ...] = ()
@@ -130,7 +134,6 @@ class Snapshot:
 
     def _attributes(self, x: Any, dot: str) -> None:
         self._owners.append(x)
-        self._classes.append(type(x))
         self._maps.append(vars(x))
         for k, v in vars(x).items():
             self._walk(v, f"{dot}{k}", x, k)
@@ -139,19 +142,28 @@ class Snapshot:
 
     def holds(self) -> bool:
         """Whether a walk would find the same now, or at least something equal."""
-        keys, values, sizes = self._content()
         return (
             not self._stated
-            and sizes == self._sizes
-            and all(map(is_, values, self._values))
-            and all(map(is_, keys, self._keys))
-            and all(map(is_, map(type, self._owners), self._classes))
-            and all(map(is_, map(_grad, self._tensors), self._grads))
+            and self._watch.same()
+            and self._same_grads()
             and all(_fact(x) == content for x, content in self._loose)
         )
 
+    def _same_grads(self) -> bool:
+        raw = [t._grad for t in self._tensors]
+        if all(map(is_, raw, self._raw_grads)):
+            return True
+        self._raw_grads = raw  # what stands in for a gradient may change; a gradient may not
+        return all(map(is_, map(_grad, self._tensors), self._grads))
+
     def marks(self) -> tuple[tuple[str, TensorType, bool], ...]:
         """(path, type, requires_grad) of each slot: the same object while they are the same."""
+        # A value is its cell's alone, whose type and mark do not change; the cell itself is not
+        # kept, since who holds it is counted.
+        values = [t._cell.value for t in self._everything]
+        if self._marked and all(map(is_, values, self._marked)):
+            return self._marks
+        self._marked = values
         cells = [s.tensor._cell for s in self.slots]
         types = [c.value.type for c in cells]
         tracks = [c.tracks for c in cells]
@@ -173,17 +185,6 @@ class Snapshot:
         changed += [f"{path}: no longer a tensor" for path in sorted(mine - theirs)]
         changed += [f"{path}: a tensor appeared" for path in sorted(theirs - mine)]
         return changed
-
-    def _content(self) -> tuple[list[Any], list[Any], list[int]]:
-        """Keys and values of all containers, in one list each: compared without a loop."""
-        keys: list[Any] = []
-        values: list[Any] = []
-        for d in self._maps:
-            keys += d
-            values += d.values()
-        for x in self._lists:
-            values += x
-        return keys, values, [*map(len, self._maps), *map(len, self._lists)]
 
 
 def _grad(t: Tensor) -> Tensor | None:

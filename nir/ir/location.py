@@ -49,12 +49,23 @@ def display_path(filename: str) -> str:
     return shown
 
 
+_OWN: dict[str, bool] = {}  # whether a file is nir's own, or none of a user's
+
+
+@functools.lru_cache(1 << 14)
+def _at(filename: str, line: int) -> Location:
+    return Location(display_path(filename), line)
+
+
 def caller() -> Location:
     """The innermost line on the stack that is not nir's own: the line to name in messages."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         filename = frame.f_code.co_filename
-        if not filename.startswith((_PACKAGE, "<frozen", "<string>")):
-            return Location(display_path(filename), frame.f_lineno)
+        own = _OWN.get(filename)
+        if own is None:
+            own = _OWN[filename] = filename.startswith((_PACKAGE, "<frozen", "<string>"))
+        if not own:
+            return _at(filename, frame.f_lineno)
         frame = frame.f_back
     return Location("unknown", 0)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from nir.errors import NirError, NotDifferentiable, VerifyError
-from nir.ir.dim import Shape
 from nir.ir.graph import Builder, Graph, location_text
 from nir.ir.location import Locations, derived
 from nir.ir.op import Op, Value
@@ -88,24 +88,87 @@ def backward(
         if any(v in active for v in op.operands):
             active.update(v for v in op.results if v.type.dtype.is_float)
     cotangents = {v: ct for v, ct in seeds.items() if v in active}
-    pads: dict[Value, _Padded] = {}
+    parts: dict[Value, list[_Part]] = {}
     outer = b.locs
     for op in reversed(order):
+        _join(b, op.results, parts, cotangents)
         reached = any(v in cotangents for v in op.results)
         if reached and any(v in active for v in op.operands):
             b.locs = derived(op.locs) if op.locs else outer
-            _step(b, op, cotangents, active, pads)
+            if (part := _part(op, cotangents)) is not None:
+                parts.setdefault(op.operands[0], []).append(part)
+            else:
+                _step(b, op, cotangents, active)
     b.locs = outer
+    wanted = tuple(wanted)
+    _join(b, wanted, parts, cotangents)
     return {v: cotangents[v] for v in wanted if v in cotangents}
 
 
-def _step(
+# ---- slices ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The cotangent of elements ``start`` .. ``end`` - 1 along ``axis`` of a value; 0 elsewhere."""
+
+    axis: int
+    start: int
+    end: int
+    ct: Expr
+    locs: Locations | None
+
+
+def _part(op: Op, cotangents: dict[Value, Expr]) -> _Part | None:
+    """What a slice along one axis gives back to its operand; None for any other op."""
+    if not isinstance(op, Slice) or any(s != 1 for s in op.steps):
+        return None
+    cut = [a for a, (n, m) in enumerate(zip(op.x.type.shape, op.sizes, strict=True)) if n != m]
+    if len(cut) != 1:
+        return None
+    (axis,) = cut
+    start, size = op.starts[axis], op.sizes[axis]
+    if not isinstance(start, int) or not isinstance(size, int):
+        return None
+    return _Part(axis, start, start + size, cotangents[op.result], derived(op.locs))
+
+
+def _join(
     b: Builder,
-    op: Op,
+    values: Iterable[Value],
+    parts: dict[Value, list[_Part]],
     cotangents: dict[Value, Expr],
-    active: set[Value],
-    pads: dict[Value, _Padded],
 ) -> None:
+    """Add up what slices of ``values`` gave back.
+
+    Slices that touch along an axis, the gates of an LSTM or q, k and v, are put side by side: one
+    copy, where padding each and adding all would be several passes over the whole.
+    """
+    outer = b.locs
+    for v in values:
+        found = parts.pop(v, None)
+        if found is None:
+            continue
+        b.locs = frozenset().union(*(p.locs or () for p in found)) or outer
+        row = sorted(found, key=lambda p: (p.axis, p.start, p.end))
+        if all(p.axis == q.axis and p.end == q.start for p, q in pairwise(row)):
+            first, *others = (p.ct for p in row)
+            joined = first.concat(tuple(others), axis=row[0].axis) if others else first
+            found = [_Part(row[0].axis, row[0].start, row[-1].end, joined, b.locs)]
+        for p in found:
+            b.locs = p.locs or outer
+            shape = v.type.shape
+            low = tuple(p.start if a == p.axis else 0 for a in range(len(shape)))
+            high = tuple(n - p.end if a == p.axis else 0 for a, n in enumerate(shape))
+            whole = not any(low) and not any(high)
+            _accumulate(cotangents, v, p.ct if whole else p.ct.pad(low, high, 0))
+    b.locs = outer
+
+
+# ---- one op ------------------------------------------------------------------------------------
+
+
+def _step(b: Builder, op: Op, cotangents: dict[Value, Expr], active: set[Value]) -> None:
     operands = [Expr(b, v) for v in op.operands]
     results = [Expr(b, v) for v in op.results]
     try:
@@ -126,53 +189,12 @@ def _step(
             raise VerifyError(
                 f"{op.name}: the cotangent of a {v.type} is a {ct.type}", location_text(op.locs)
             )
-        if isinstance(op, Slice) and all(n == 1 for n in op.steps):
-            piece = cotangents[op.result]
-            ends = zip(v.type.shape, op.starts, piece.shape, strict=True)
-            pads[ct.value] = _Padded(piece, op.starts, tuple(n - a - m for n, a, m in ends))
-        known = cotangents.get(v)
-        joined = None if known is None else _side_by_side(known, ct, pads)
-        if joined is not None:
-            cotangents[v] = joined
-        else:
-            _accumulate(cotangents, v, ct)
+        _accumulate(cotangents, v, ct)
 
 
 def _accumulate(cotangents: dict[Value, Expr], v: Value, ct: Expr) -> None:
     known = cotangents.get(v)
     cotangents[v] = ct if known is None else known + ct
-
-
-@dataclass(frozen=True, slots=True)
-class _Padded:
-    """The cotangent of a slice's operand: ``piece`` with zeros round it."""
-
-    piece: Expr
-    low: Shape
-    high: Shape
-
-
-def _side_by_side(x: Expr, y: Expr, pads: dict[Value, _Padded]) -> Expr | None:
-    """x + y where slices that touch send them back: one tensor, and no sum of zeros."""
-    if x.value not in pads or y.value not in pads:
-        return None
-    a, b = pads[x.value], pads[y.value]
-    differing = [i for i, (p, q) in enumerate(zip(a.low, b.low, strict=True)) if p != q]
-    if len(differing) != 1:
-        return None
-    (axis,) = differing
-    for first, second in ((a, b), (b, a)):
-        n, m = first.piece.shape[axis], second.piece.shape[axis]
-        same = all(p == q for i, (p, q) in enumerate(zip(a.high, b.high, strict=True)) if i != axis)
-        touch = first.low[axis] + n == second.low[axis]
-        if same and touch and first.high[axis] == second.high[axis] + m:
-            joined: Expr = first.piece.concat((second.piece,), axis=axis)
-            if all(p == 0 for p in (*first.low, *second.high)):
-                return joined
-            padded: Expr = joined.pad(first.low, second.high, 0)
-            pads[padded.value] = _Padded(joined, first.low, second.high)
-            return padded
-    return None
 
 
 # ---- building ----------------------------------------------------------------------------------

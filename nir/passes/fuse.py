@@ -138,6 +138,7 @@ class _Fusion:
         self.nodes = graph.nodes
         self.position = {op: i for i, op in enumerate(self.nodes)}
         self.outputs = set(graph.outputs)
+        self.overwriting = {graph.outputs[out] for _, out in graph.donate}
         self.cluster: dict[int, _Cluster] = {}  # by position
         self.inline: set[int] = set()
         self.real_users: dict[Value, list[_Edge]] = {}
@@ -586,6 +587,10 @@ class _Fusion:
         ]
         if not stored:  # dead code
             return
+        if c.heavy is not None and all(v in self.overwriting for v in stored):
+            # It would accumulate in the storage of one of them, which could then not take the
+            # place of what the loop reads: the raw product gets memory for as long as it lasts.
+            stored.insert(0, self.nodes[c.heavy].results[0])
         region = body.build([env[v] for v in stored])
         b.append(Fused(tuple(outer), region, c.form, results=tuple(stored), locs=locs))
 

@@ -2,7 +2,9 @@
 
 from nir.runtime._core import (
     Storage,
+    Watch,
     get_num_threads,
+    holdings,
     memory_stats,
     set_num_threads,
     trim_memory,
@@ -29,10 +31,12 @@ __all__ = [
     "Roofs",
     "Storage",
     "Stored",
+    "Watch",
     "as_storage",
     "best_isa",
     "entry_of",
     "get_num_threads",
+    "holdings",
     "load",
     "memory_stats",
     "object_cache",

@@ -97,17 +97,20 @@ class Executable:
 
     # ---- running -------------------------------------------------------------------------------
 
-    def run(self, inputs: Sequence[Storage], donate: Sequence[int] = ()) -> list[Storage]:
+    def run(
+        self, inputs: Sequence[Storage], donate: Sequence[int] = (), in_place: bool = False
+    ) -> list[Storage]:
         """The outputs for ``inputs``; releases the interpreter's lock, and may run on many threads.
 
         Inputs numbered in ``donate`` are offered: where the program can use one, and nothing else
         holds its memory, an output takes it over and the input is stale afterwards (after a run
         that failed: only if a call up to the one that failed had that output as an argument).
+        With ``in_place`` such an output is the input's own Storage, with its new value.
         Raises ShapeError or DTypeError for inputs that do not fit, StaleTensorError for one that
         was donated before, and IndexRangeError at the user's line.
         """
         try:
-            return self._core.run(inputs, donate)
+            return self._core.run(inputs, donate, None, in_place)
         except _core.KernelError as error:
             raise self._kernel_error(*error.args) from None
         except NirError as error:
@@ -257,7 +260,9 @@ class InterpExecutable:
         self.program = None
         self.compile_seconds = 0.0
 
-    def run(self, inputs: Sequence[Storage], donate: Sequence[int] = ()) -> list[Storage]:
+    def run(
+        self, inputs: Sequence[Storage], donate: Sequence[int] = (), in_place: bool = False
+    ) -> list[Storage]:
         """The outputs for ``inputs``; nothing is ever donated."""
         arrays = interp.run(self.graph, [x.numpy() for x in inputs])
         return [Storage.from_numpy(np.asarray(a)) for a in arrays]

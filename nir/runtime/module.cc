@@ -12,6 +12,7 @@
 #include "registry.h"
 #include "storage.h"
 #include "thread_pool.h"
+#include "watch.h"
 
 namespace py = pybind11;
 
@@ -79,9 +80,15 @@ std::unique_ptr<Executable> make_executable(const py::bytes &program, const py::
                                       tensors_of(constants), code_views, host_kernels, isa);
 }
 
-py::list storages_of(std::vector<TensorRef> &&tensors) {
+// Storages of `tensors`; those that have an owner already go back into it.
+py::list storages_of(std::vector<TensorRef> &&tensors, const std::vector<py::object> &owners = {}) {
   py::list out(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
+    if (i < owners.size() && owners[i]) {
+      owners[i].cast<Storage &>().tensor = std::move(tensors[i]);
+      out[i] = owners[i];
+      continue;
+    }
     auto s = std::make_unique<Storage>();
     s->tensor = std::move(tensors[i]);
     out[i] = py::cast(std::move(s));
@@ -108,7 +115,7 @@ void give_timeline(const Timeline &noted, const py::dict &out) {
 }
 
 py::list run(Executable &exe, const py::sequence &inputs, const py::sequence &donate,
-             const py::object &timeline) {
+             const py::object &timeline, bool in_place) {
   std::vector<TensorRef> in = tensors_of(inputs);
   std::vector<uint8_t> donated(in.size());
   for (const py::handle &i : donate) {
@@ -139,7 +146,12 @@ py::list run(Executable &exe, const py::sequence &inputs, const py::sequence &do
     }
   }
   if (!timeline.is_none()) give_timeline(noted, py::reinterpret_borrow<py::dict>(timeline));
-  return storages_of(std::move(out));
+  std::vector<py::object> owners(in_place ? out.size() : 0);
+  if (in_place)
+    for (const DonationRecord &d : exe.program().donations)
+      if (donated[d.input] && !in[d.input].block && out[d.output].data == in[d.input].data)
+        owners[d.output] = inputs[d.input];
+  return storages_of(std::move(out), owners);
 }
 
 // Everything but the kernels: checks the inputs, evaluates sizes, takes memory and gives it back.
@@ -217,12 +229,13 @@ PYBIND11_MODULE(_core, m) {
   });
 
   bind_storage(m);
+  bind_watch(m);
 
   py::class_<Executable>(m, "Executable", "A program bound to code.")
       .def(py::init(&make_executable), py::arg("program"), py::arg("constants"), py::arg("codes"),
            py::arg("hosts"), py::arg("isa") = "")
       .def("run", &run, py::arg("inputs"), py::arg("donate") = py::tuple(),
-           py::arg("timeline") = py::none())
+           py::arg("timeline") = py::none(), py::arg("in_place") = false)
       .def("bind", &bind, py::arg("inputs"))
       .def("repeat", &repeat, py::arg("inputs"), py::arg("count"))
       .def("sites", &sites, "(op, ((file, line, backward), ...)) of each call.")
