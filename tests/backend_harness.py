@@ -10,11 +10,11 @@ from codegen_harness import ISAS, same_bits
 
 from nir.compile import compile_graph
 from nir.errors import NirError
-from nir.ir.compare import agree, in_precision, worst
+from nir.ir.compare import agree, in_precision, is_float, worst
 from nir.ir.graph import Graph
 from nir.ir.interp import run
 from nir.ir.op import Op, Value
-from nir.ir.types import f64
+from nir.ir.types import bf16, f64
 from nir.ops import Max, Min
 from nir.passes.decompose import decompose
 from nir.runtime import Executable, as_storage
@@ -22,6 +22,7 @@ from nir.targets import cpu
 
 __all__ = ["ISAS", "check", "close", "compiled", "flushed", "outputs", "reference", "same_bits"]
 
+_EPS = {"f64": 2.0**-52, "f32": 2.0**-23, "f16": 2.0**-10, "bf16": 2.0**-7}
 # Runs that estimate rounding, and the factor by which a result may leave their spread.
 _RUNS, _NOISE = 4, 64
 
@@ -33,11 +34,13 @@ def compiled(graph: Graph, isa: str = ISAS[-1]) -> Executable:
 
 
 def flushed(x: np.ndarray) -> np.ndarray:
-    """``x`` without denormals: kernels run with flush-to-zero."""
+    """``x`` without denormals, as kernels flush them; those of f16 are normal numbers of f32."""
     x = np.asarray(x)
-    if x.dtype.kind != "f" or x.dtype.itemsize < 4:
+    if x.dtype not in (np.float32, np.float64, bf16.numpy):
         return x
-    return np.where(np.abs(x) < np.finfo(x.dtype).tiny, np.copysign(x.dtype.type(0), x), x)
+    tiny = np.finfo(np.float32 if x.dtype == bf16.numpy else x.dtype).tiny
+    with np.errstate(invalid="ignore"):
+        return np.where(np.abs(x) < x.dtype.type(tiny), np.copysign(x.dtype.type(0), x), x)
 
 
 def outputs(exe: Executable, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -93,11 +96,11 @@ def _noisy_runs(graph: Graph, inputs: Sequence[np.ndarray]) -> list[list[np.ndar
         if isinstance(op, Max | Min) or op.kind == "movement":
             return  # they choose, and round nothing: a tie stays one
         for i, (v, r) in enumerate(zip(op.results, results, strict=True)):
-            if r.dtype.kind == "f":
-                eps = np.finfo(np.float64 if v in in_f64 else np.float32).eps
+            if is_float(r.dtype):
+                eps = _EPS[dtypes[v].name]
                 results[i] = (r * (1 + 2 * eps * rng.uniform(-1, 1, r.shape))).astype(r.dtype)
 
-    in_f64 = {w for v, w in _pairs(graph, wide) if v.type.dtype.name == "f64"}
+    dtypes = {w: v.type.dtype for v, w in _pairs(graph, wide)}
     for _ in range(_RUNS):
         runs.append(run(wide, exact, trace=disturb, deep=True))
     return runs
@@ -112,14 +115,15 @@ def _pairs(a: Graph, b: Graph) -> Iterator[tuple[Value, Value]]:
 
 
 def _wide(x: np.ndarray) -> np.ndarray:
-    return x.astype(np.float64) if x.dtype == np.float32 else x
+    narrow = x.dtype in (np.float32, np.float16, bf16.numpy)
+    return x.astype(np.float64) if narrow else x
 
 
 def _within(got: np.ndarray, runs: Sequence[np.ndarray]) -> bool:
     exact, *noisy = runs
     if got.shape != exact.shape:
         return False
-    if got.dtype.kind != "f":
+    if not is_float(got.dtype):
         return bool(np.logical_or.reduce([got == r for r in runs]).all())
     with np.errstate(all="ignore"):
         # A disturbed run that is nan says nothing of the others, nor of how far rounding goes.

@@ -31,7 +31,7 @@ UNSUPPORTED = re.compile(r"conv2d\w*\(.*B,")
 def runnable(graph: Graph, inputs: fuzz.Arrays) -> tuple[Graph, fuzz.Arrays]:
     """``graph`` with inputs in place of what the CPU does not run, or not in the same order.
 
-    Those are half types, products that overflow on the way to 0 (0 * inf is nan in one order and 0
+    Those are products that overflow on the way to 0 (0 * inf is nan in one order and 0
     in another), convolutions of infinities or nan, sines of numbers beyond the range of their
     bound, and integers of floats that are almost integers. What a region computes is not seen: one
     that holds products or sines is cut out.
@@ -42,18 +42,13 @@ def runnable(graph: Graph, inputs: fuzz.Arrays) -> tuple[Graph, fuzz.Arrays]:
     def see(op: Op, operands: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
         known.update(zip(op.results, results, strict=True))
         inside = [o for _, region in op.regions() for o in fuzz.walk(region)]
-        half = any(
-            v.type.dtype.name in ("f16", "bf16")
-            for o in (op, *inside)
-            for v in (*o.operands, *o.results)
-        )
         unseen = any(isinstance(o, Prod | Sin | Cos) for o in inside)
         overflows = isinstance(op, Prod) and _huge(operands[0])
         turns = isinstance(op, Sin | Cos) and bool((np.abs(operands[0]) > 1e5).any())
         # Kernels multiply padding by weights, and 0 * nan is nan.
         padded = op.name.startswith("conv") and not all(map(_is_finite, operands))
         jumps = isinstance(op, Cast) and op.dtype.is_integer and _nearly_integer(operands[0])
-        if half or unseen or overflows or turns or padded or jumps:
+        if unseen or overflows or turns or padded or jumps:
             cut.append(op)
 
     run(graph, inputs, trace=see)

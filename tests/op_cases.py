@@ -105,6 +105,22 @@ def graph_in_f64(graph: Graph) -> Graph:
     return b.build([env[v] for v in graph.outputs])
 
 
+HALF = [
+    c for c in CASES
+    if any(x.dtype == np.float32 for x in c.arrays)
+    and not any(x.dtype == np.float64 for x in c.arrays)
+    and not any(isinstance(v, Graph) for v in c.sample.attributes.values())
+    and c.op.name not in ("random_bernoulli", "host_call")
+]  # fmt: skip
+
+
+def in_half(case: Case, half: DType) -> Case:
+    """A case of HALF with f32 operands rounded to a half type."""
+    with np.errstate(over="ignore"):
+        arrays = tuple(x.astype(half.numpy) if x.dtype == np.float32 else x for x in case.arrays)
+    return Case(case.op, case.number, dataclasses.replace(case.sample, operands=arrays))
+
+
 def symbolic(case: Case, size: Dim) -> Case | None:
     """Attributes of ``case`` with the leading size of its first operand replaced by ``size``."""
     n = case.arrays[0].shape[0]

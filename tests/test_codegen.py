@@ -17,7 +17,7 @@ from codegen_harness import ISAS, call, fused, llvm_function, reference, run_all
 from nir.codegen import lower_fused, print_c, print_llvm
 from nir.errors import CodegenError, UnsupportedError
 from nir.ir.dim import symbol
-from nir.ir.types import DTYPES, f32
+from nir.ir.types import DTYPES, DType, bf16, f16, f32, f64
 from nir.ops import Constant, Conv2d, Full, Iota, Matmul, ReducePartial
 from nir.ops.expr import Expr
 from nir.ops.fused import Fused
@@ -513,8 +513,20 @@ def test_equal_keys_print_equally(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hits > 30
 
 
-def test_half_types_are_refused() -> None:
-    with pytest.raises(UnsupportedError, match="bf16"):
+@pytest.mark.parametrize("half", [f16, bf16], ids=str)
+@pytest.mark.parametrize("width", [1, 16, 37, 100])
+def test_half_types_are_converted_where_they_are_read_and_written(half: DType, width: int) -> None:
+    region = fused(
+        "map",
+        [f"{half}[B,{width}]", f"{half}[{width}]"],
+        lambda x, y: ((x.cast(f32) * y.broadcast(x.shape, (1,)).cast(f32)).cast(half), x.cast(f64)),
+    )
+    operands = [normal(5, width).astype(half.numpy), normal(width).astype(half.numpy)]
+    check(region, operands, {"B": 5}, with_c=True)
+
+
+def test_arithmetic_in_half_types_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="add: no generated code for bf16"):
         lower_fused(fused("map", ["bf16[4]"], lambda x: x + x))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from op_cases import CASES, Case, batched, in_f64, make_graph, make_op, types_of
+from op_cases import CASES, HALF, Case, batched, in_f64, in_half, make_graph, make_op, types_of
 
 from nir.errors import DTypeError
 from nir.ir.dim import evaluate, symbol
@@ -212,27 +212,13 @@ def test_decomposition_agrees_with_ref(case: Case) -> None:
 
 # ---- half types --------------------------------------------------------------------------------
 
-HALF = [
-    c for c in CASES
-    if any(x.dtype == np.float32 for x in c.arrays)
-    and not any(x.dtype == np.float64 for x in c.arrays)
-    and not any(isinstance(v, Graph) for v in c.sample.attributes.values())
-    and c.op.name not in ("random_bernoulli", "host_call")
-]  # fmt: skip
-
 
 @pytest.mark.parametrize("half", [f16, bf16], ids=str)
 @pytest.mark.parametrize("case", HALF, ids=by_id)
 def test_half_types_round_once(case: Case, half: Any) -> None:
     """f16 and bf16 in and out, at most a few roundings away from f64 on the same inputs."""
-
-    def narrow(x: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):
-            return x.astype(half.numpy) if x.dtype == np.float32 else x
-
-    low = tuple(map(narrow, case.arrays))
-    sample = dataclasses.replace(case.sample, operands=low)
-    graph = make_graph(Case(case.op, case.number, sample))
+    low_case = in_half(case, half)
+    low, graph = low_case.arrays, make_graph(low_case)
     wide = [x.astype(np.float64) if x.dtype == half.numpy else x for x in low]
     same = Case(case.op, case.number, dataclasses.replace(case.sample, operands=tuple(wide)))
     eps = float(ml_dtypes.finfo(half.numpy).eps)

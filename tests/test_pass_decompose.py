@@ -11,7 +11,7 @@ from nir.errors import UnsupportedError
 from nir.ir.dim import symbol
 from nir.ir.interp import run
 from nir.ir.program import Target
-from nir.ir.types import DTYPES, i32
+from nir.ir.types import DTYPES, f32, i32
 from nir.passes.decompose import covered, decompose
 
 B = symbol("B")
@@ -37,6 +37,23 @@ def test_narrow_integers_are_widened_around_kernels_that_do_not_take_them(dtype:
     check_pass(decompose, graph_of(lambda x: x.cum_sum(1), f"{dtype}[B,4]"), wide)
 
 
+@pytest.mark.parametrize("half", ["f16", "bf16"])
+def test_arithmetic_in_half_types_is_done_in_f32(half: str) -> None:
+    before = graph_of(lambda x, y: (x * y).sum((1,)), f"{half}[B,4]", f"{half}[B,4]")
+    narrow = DTYPES[half]
+    wide = graph_of(
+        lambda x, y: (x.cast(f32) * y.cast(f32)).cast(narrow).cast(f32).sum((1,)).cast(narrow),
+        f"{half}[B,4]", f"{half}[B,4]",
+    )  # fmt: skip
+    check_pass(decompose, before, wide)
+
+
+@pytest.mark.parametrize("half", ["f16", "bf16"])
+def test_moving_half_types_stays_as_it_is(half: str) -> None:
+    g = graph_of(lambda x: x.transpose((1, 0)).reshape((2, 2, B)), f"{half}[B,4]")
+    check_pass(decompose, g, None)
+
+
 def test_the_interpreter_target_decomposes_nothing() -> None:
     check_pass(decompose, graph_of(lambda x: x.mean((1,)), F), None, Target("interp"))
 
@@ -48,11 +65,11 @@ def test_an_op_that_the_target_has_a_kernel_for_stays() -> None:
 
 
 def test_an_op_without_kernel_or_decomposition_is_named() -> None:
-    g = graph_of(lambda x, w: x.matmul(w), "f16[B,4]", "f16[4,5]")
+    g = graph_of(lambda x, w: x.matmul(w), F, "f32[4,5]")
     with pytest.raises(UnsupportedError) as error:
-        decompose(g, CPU)
+        decompose(g, Target("cpu"))
     message = str(error.value)
-    assert message.startswith("matmul(f16[B,4], f16[4,5]): target cpu has neither a kernel nor")
+    assert message.startswith("matmul(f32[B,4], f32[4,5]): target cpu has neither a kernel nor")
     assert "test_pass_decompose.py:" in message
 
 

@@ -26,7 +26,8 @@ from nir.ir.dim import Dim, prod
 
 _TYPES = {
     "f32": "float", "f64": "double", "i64": "int64_t", "i32": "int32_t", "i16": "int16_t",
-    "i8": "int8_t", "u8": "uint8_t", "bool": "bool",
+    "i8": "int8_t", "u16": "uint16_t", "u8": "uint8_t", "bool": "bool", "f16": "_Float16",
+    "bf16": "uint16_t",
 }  # fmt: skip
 _OPERATORS = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "rem": "%", "and": "&", "or": "|", "xor": "^",

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nir.codegen import transcendental
-from nir.codegen.nodes import COMPARISONS, FLOATS, E, int_bits, int_range, select
+from nir.codegen.nodes import COMPARISONS, FLOATS, HALVES, E, int_bits, int_range, select
 from nir.errors import UnsupportedError
 from nir.ir.op import Op
 
 _DTYPES = ("f64", "f32", "i64", "i32", "i16", "i8", "u8", "bool")
+_CAST_DTYPES = (*_DTYPES, *HALVES)
 
 
 def expand(op: Op, args: list[E]) -> E:
     """The node for an elementwise ``op``. UnsupportedError names an op without a formula."""
     for v in (*op.operands, *op.results):
-        if v.type.dtype.name not in _DTYPES:
+        if v.type.dtype.name not in (_CAST_DTYPES if op.name == "cast" else _DTYPES):
             raise UnsupportedError(f"{op.name}: no generated code for {v.type.dtype} ({v.type})")
     if op.name == "cast":
         return cast(args[0], op.results[0].type.dtype.name)
@@ -121,11 +122,42 @@ def cast(x: E, dtype: str) -> E:
     """x in another dtype, as nir.ops.Cast says: saturating from float to integer, nan to 0."""
     if dtype == x.dtype:
         return x
+    if x.dtype in HALVES:
+        return cast(_widened(x), dtype)
+    if dtype in HALVES:
+        return _narrowed(x, dtype)
     if dtype == "bool":
         return x.ne(0)
     if x.dtype in FLOATS and dtype not in FLOATS:
         return _saturate(x, dtype)
     return x.convert(dtype)
+
+
+def _widened(x: E) -> E:
+    """A half type as f32: bf16 is its upper half."""
+    if x.dtype == "f16":
+        return x.convert("f32")
+    return x.bitcast("u16").convert("i32").shl(16).bitcast("f32")
+
+
+def _narrowed(x: E, dtype: str) -> E:
+    """A number rounded to nearest even in a half type; integers go through f32, as numpy's do."""
+    x = _rounded_to_odd(x) if x.dtype == "f64" and dtype == "f16" else x.convert("f32")
+    if dtype == "f16":
+        return x.convert("f16")
+    bits = x.bitcast("i32")
+    rounded = bits + 0x7FFF + (bits.op("lshr", 16) & 1)
+    kept = select(x.is_nan(), bits | 0x400000, rounded)  # a nan stays one, whatever its bits
+    return kept.op("lshr", 16).convert("u16").bitcast(dtype)
+
+
+def _rounded_to_odd(x: E) -> E:
+    """f64 in f32, the last bit set where that is not exact: to round once more is then harmless."""
+    near = x.convert("f32")
+    back = near.convert("f64")
+    bits = near.bitcast("i32")
+    inside = select(abs(back) > abs(x), bits - 1, bits)  # towards 0
+    return select(back.eq(x) | x.is_nan(), bits, inside | 1).bitcast("f32")
 
 
 def _saturate(x: E, dtype: str) -> E:

@@ -6,12 +6,12 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from nir.codegen.nodes import COMPARISONS, FLOATS, ITEMSIZE, Node, constant_value
+from nir.codegen.nodes import COMPARISONS, FLOATS, ITEMSIZE, UNSIGNED, Node, constant_value
 from nir.errors import CodegenError
 
 BASE = {
-    "f32": "float", "f64": "double", "i64": "i64", "i32": "i32", "i16": "i16", "i8": "i8",
-    "u8": "i8", "bool": "i1",
+    "f32": "float", "f64": "double", "f16": "i16", "bf16": "i16", "i64": "i64", "i32": "i32",
+    "i16": "i16", "u16": "i16", "i8": "i8", "u8": "i8", "bool": "i1",
 }  # fmt: skip
 MANGLED = {"float": "f32", "double": "f64"}
 _FLOAT_BINARY = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
@@ -121,7 +121,7 @@ class Text:
                 ones = literal(dtype, 1 if dtype == "bool" else -1, lanes)
                 return self.let(f"xor {t} {args[0]}, {ones}", "x")
             case "div" | "rem":
-                sign = "u" if dtype == "u8" else "s"
+                sign = "u" if dtype in UNSIGNED else "s"
                 return self.let(f"{sign}{op} {t} {args[0]}, {args[1]}", "x")
         return self.let(f"{_INT_BINARY[op]} {t} {args[0]}, {args[1]}", "x")
 
@@ -292,7 +292,7 @@ class Text:
         t = type_of(source, lanes)
         if source in FLOATS:
             return self.let(f"fcmp {_FLOAT_COMPARE[op]} {t} {args[0]}, {args[1]}", "x")
-        sign = "" if op in ("eq", "ne") else "u" if source in ("u8", "bool") else "s"
+        sign = "" if op in ("eq", "ne") else "u" if source in (*UNSIGNED, "bool") else "s"
         return self.let(f"icmp {sign}{op} {t} {args[0]}, {args[1]}", "x")
 
     def _extreme(self, op: str, dtype: str, args: list[str], lanes: int) -> str:
@@ -308,8 +308,10 @@ class Text:
         return self.let(f"select {c} {nan}, {t} {args[0]}, {t} {out}", "x")
 
     def _convert(self, dtype: str, source: str, x: str, lanes: int) -> str:
+        if "f16" in (source, dtype):
+            return self._convert_half(dtype, x, lanes)
         a, b = type_of(source, lanes), type_of(dtype, lanes)
-        unsigned = source in ("u8", "bool")
+        unsigned = source in (*UNSIGNED, "bool")
         if source in FLOATS and dtype in FLOATS:
             how = "fpext" if dtype == "f64" else "fptrunc"
         elif source in FLOATS:
@@ -323,6 +325,63 @@ class Text:
         else:
             how = "zext" if unsigned else "sext"
         return self.let(f"{how} {a} {x} to {b}", "x")
+
+    def _convert_half(self, dtype: str, x: str, lanes: int) -> str:
+        """f16 to f32 or back, rounded to nearest even."""
+        if self.isa == "plain":
+            # Baseline x86 has no conversion, and LLVM would call the compiler's library.
+            return (self._narrowed if dtype == "f16" else self._widened)(x, lanes)
+        half = "half" if lanes == 1 else f"<{lanes} x half>"
+        bits, wide = type_of("f16", lanes), type_of("f32", lanes)
+        if dtype == "f16":
+            rounded = self.let(f"fptrunc {wide} {x} to {half}", "x")
+            return self.let(f"bitcast {half} {rounded} to {bits}", "x")
+        x = self.let(f"bitcast {bits} {x} to {half}", "x")
+        return self.let(f"fpext {half} {x} to {wide}", "x")
+
+    def _i32(self, lanes: int) -> Callable[..., str]:
+        def f(op: str, x: str, y: str | int) -> str:
+            other = literal("i32", y, lanes) if isinstance(y, int) else y
+            return self.apply(op, "i32", "i32", [x, other], lanes)
+
+        return f
+
+    def _widened(self, x: str, lanes: int) -> str:
+        """f16 to f32 in integers: the exponent is moved, a subnormal is its bits times 2^-24."""
+        f, it, t = self._i32(lanes), type_of("i32", lanes), type_of("f32", lanes)
+        bits = self._convert("i32", "u16", x, lanes)
+        size = f("and", bits, 0x7FFF)
+        moved = f("add", f("shl", size, 13), 112 << 23)
+        special = f("add", moved, 112 << 23)  # inf and nan: the exponent of all ones
+        normal = self.apply("select", "i32", "bool", [f("ge", size, 0x7C00), special, moved], lanes)
+        small = self._convert("f32", "i32", size, lanes)
+        small = self.let(f"fmul {t} {small}, {literal('f32', 2.0**-24, lanes)}", "x")
+        small = self.let(f"bitcast {t} {small} to {it}", "x")
+        found = self.apply("select", "i32", "bool", [f("lt", size, 0x400), small, normal], lanes)
+        found = f("or", found, f("shl", f("and", bits, 0x8000), 16))
+        return self.let(f"bitcast {it} {found} to {t}", "x")
+
+    def _narrowed(self, x: str, lanes: int) -> str:
+        """f32 to f16 in integers; the sum of a small number and 0.5 rounds it to the last bit."""
+        f, it, t = self._i32(lanes), type_of("i32", lanes), type_of("f32", lanes)
+
+        def choose(condition: str, a: str | int, b: str) -> str:
+            a = literal("i32", a, lanes) if isinstance(a, int) else a
+            return self.apply("select", "i32", "bool", [condition, a, b], lanes)
+
+        bits = self.let(f"bitcast {t} {x} to {it}", "x")
+        size = f("and", bits, 0x7FFFFFFF)
+        odd = f("and", f("lshr", size, 13), 1)
+        normal = f("sub", f("lshr", f("add", f("add", size, 0xFFF), odd), 13), 112 << 10)
+        number = self.let(f"bitcast {it} {size} to {t}", "x")
+        summed = self.let(f"fadd {t} {number}, {literal('f32', 0.5, lanes)}", "x")
+        summed = self.let(f"bitcast {t} {summed} to {it}", "x")
+        small = f("sub", summed, 0x3F000000)
+        out = choose(f("lt", size, 0x38800000), small, normal)  # below 2^-14
+        out = choose(f("ge", size, 0x477FF000), 0x7C00, out)  # from 65520 on
+        out = choose(f("gt", size, 0x7F800000), 0x7E00, out)
+        out = f("or", out, f("and", f("lshr", bits, 16), 0x8000))
+        return self._convert("u16", "i32", out, lanes)
 
     def splat(self, dtype: str, x: str, lanes: int) -> str:
         t = type_of(dtype, lanes)

@@ -17,7 +17,7 @@ from nir.codegen.loop import (
 )  # fmt: skip
 from nir.codegen.nodes import ITEMSIZE, Affine, Node, Nodes, affine
 from nir.codegen.pull import Pull, Refine, reduced_axes
-from nir.errors import CodegenError, UnsupportedError
+from nir.errors import CodegenError
 from nir.ir.dim import Dim, Shape, ceildiv, prod
 from nir.ir.graph import Graph
 from nir.ir.op import Value
@@ -52,7 +52,7 @@ class _Region:
 def lower_fused(fused: Fused) -> LoopKernel:
     """The loop kernel that computes ``fused``, the same for every ISA level.
 
-    Raises UnsupportedError for a dtype or an op that generated code does not cover.
+    Raises UnsupportedError for an op that generated code does not cover.
     """
     match fused.form:
         case "map":
@@ -63,9 +63,6 @@ def lower_fused(fused: Fused) -> LoopKernel:
             region = _epilogue(fused)
         case _:
             raise CodegenError(f"fused: a region of form {fused.form!r}")
-    for b in region.buffers:
-        if b.dtype not in ITEMSIZE:
-            raise UnsupportedError(f"fused: generated code has no {b.dtype} yet")
     kernel = _kernel(region)
     return replace(kernel, dims=symbolic_sizes(kernel))
 

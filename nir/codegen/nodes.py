@@ -9,6 +9,9 @@ index, or an operation on other nodes. Operations are the primitives that every 
     bool      and or xor not
     all       max min (nan wins) eq ne lt le gt ge select
     convert   convert (as C does, of a float in range), bitcast
+
+The half types f16 and bf16 are what memory holds: a value of theirs is 16 bits, and is only loaded,
+stored, converted (f16), chosen between (select) or taken for its bits (bitcast from and to u16).
 """
 
 from __future__ import annotations
@@ -20,12 +23,15 @@ from typing import Any
 from nir.ir.dim import Dim, symbols
 
 FLOATS = ("f32", "f64")
-INTS = ("i64", "i32", "i16", "i8", "u8")
+HALVES = ("f16", "bf16")
+INTS = ("i64", "i32", "i16", "u16", "i8", "u8")
+UNSIGNED = ("u16", "u8")
 ITEMSIZE = {
-    "f64": 8, "i64": 8, "f32": 4, "i32": 4, "i16": 2, "i8": 1, "u8": 1, "bool": 1,
+    "f64": 8, "i64": 8, "f32": 4, "i32": 4, "f16": 2, "bf16": 2, "i16": 2, "u16": 2, "i8": 1,
+    "u8": 1, "bool": 1,
 }  # fmt: skip
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
-_INT_BITS = {"i64": 64, "i32": 32, "i16": 16, "i8": 8, "u8": 8}
+_INT_BITS = {"i64": 64, "i32": 32, "i16": 16, "u16": 16, "i8": 8, "u8": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +146,8 @@ def constant_value(node: Node) -> float | int:
 
 def int_range(dtype: str) -> tuple[int, int]:
     """The smallest and the largest number of an integer dtype."""
-    if dtype == "u8":
-        return 0, 255
+    if dtype in UNSIGNED:
+        return 0, (1 << _INT_BITS[dtype]) - 1
     half = 1 << (_INT_BITS[dtype] - 1)
     return -half, half - 1
 

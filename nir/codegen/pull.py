@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nir.codegen.expand import cast, expand
-from nir.codegen.nodes import Affine, E, Node, Nodes, axis_index
+from nir.codegen.nodes import HALVES, Affine, E, Node, Nodes, axis_index
 from nir.errors import CodegenError, UnsupportedError
 from nir.ir.dim import Dim, Poly, Shape, exact_div
 from nir.ir.graph import Graph
@@ -130,7 +130,7 @@ class Pull:
             case Full(value=value, dtype=dtype):
                 if isinstance(value, Poly):
                     return cast(E(nodes, nodes.size(value)), dtype.name).n
-                return nodes.const(dtype.name, _converted(value, dtype.numpy))
+                return self._constant(dtype.name, _converted(value, dtype.numpy))
             case Iota(axis=axis, dtype=dtype):
                 i = index[axis]
                 n = nodes.add(Node("index", "i64", (), i)) if i.terms else nodes.size(i.base)
@@ -138,7 +138,7 @@ class Pull:
             case Constant(data=data):
                 if data.size != 1:
                     raise UnsupportedError("constant: an array inside a fused region")
-                return nodes.const(op.result.type.dtype.name, data.reshape(()).item())
+                return self._constant(op.result.type.dtype.name, data.reshape(()).item())
             case Sum() | Prod() | Max() | Min():
                 return nodes.add(Node("reduce", nodes[args[0]].dtype, (args[0],), op.name))
             case ReducePartial(op=name):
@@ -147,6 +147,11 @@ class Pull:
                 return expand(op, [E(nodes, a) for a in args]).n
             case _:
                 return args[0]
+
+    def _constant(self, dtype: str, value: float) -> int:
+        if dtype in HALVES:
+            return cast(E(self.nodes, self.nodes.const("f32", value)), dtype).n
+        return self.nodes.const(dtype, value)
 
     def _load(self, v: Value, shape: Shape, index: Index) -> int:
         dtype = v.type.dtype.name

@@ -5,7 +5,9 @@ plain reductions, sources and views. What is left over has neither kernel nor de
 is refused by name. The target "interp" runs every op by its reference and decomposes nothing.
 
 Narrow integers that a kernel does not take are widened to i32 around the op and narrowed after it:
-sums and products are then equal modulo 2^bits, and comparisons and choices are the same.
+sums and products are then equal modulo 2^bits, and comparisons and choices are the same. Half types
+are what memory holds: whatever computes does so in f32 and rounds its results once, as the
+references do; moving them needs no arithmetic.
 
 requires: nothing.  ensures: every op is covered by the target (`covered`).
 """
@@ -20,7 +22,7 @@ from nir.errors import UnsupportedError
 from nir.ir.graph import Graph, location_text
 from nir.ir.op import OPS, Op, Value
 from nir.ir.program import Target
-from nir.ir.types import i8, i16, i32, u8
+from nir.ir.types import DType, bf16, f16, f32, i8, i16, i32, u8
 from nir.ops import (
     Broadcast,
     Cast,
@@ -62,7 +64,7 @@ GENERATED = (
 
 
 _NARROW = (i8, i16, u8)
-
+_HALVES = (f16, bf16)
 
 _RUNS_CONTROL = frozenset({"cpu", "interp"})
 
@@ -71,10 +73,13 @@ def covered(op: Op, target: Target) -> bool:
     """Whether ``target`` runs ``op`` as it is, by a kernel, in a generated loop or as a control."""
     if isinstance(op, CONTROL):
         return target.name in _RUNS_CONTROL
-    if target.name == "interp" or op.kind == "elementwise" or isinstance(op, GENERATED):
+    if target.name == "interp":
         return True
     if isinstance(op, HostCall):  # the process that compiles runs it, whatever the target
         return True
+    if op.kind == "elementwise" or isinstance(op, GENERATED):
+        moves = op.kind in ("movement", "source") or isinstance(op, (Cast, Fused))
+        return moves or not _in(op, _HALVES)
     entry = target.kernels.get(op.name)
     return entry is not None and (not callable(entry) or entry(op) is not None)
 
@@ -103,18 +108,29 @@ def decompose(graph: Graph, target: Target) -> Graph:
 def _expand(target: Target, ctx: Context, op: Op) -> Sequence[Expr | Value] | None:
     if covered(op, target):
         return None
+    if op.kind not in ("movement", "source", "control") and _in(op, _HALVES):
+        return _widened(ctx, op, _HALVES, f32)
     simpler = op.decompose(ctx.exprs(op.operands))
-    return _widened(target, ctx, op) if simpler is None else simpler
+    if simpler is not None or op.kind == "control" or not _in(op, _NARROW):
+        return simpler
+    return _widened(ctx, op, _NARROW, i32)
 
 
-def _widened(target: Target, ctx: Context, op: Op) -> Sequence[Expr | Value] | None:
-    """``op`` on i32 in place of narrow integers, if that is what the target covers."""
-    if op.kind == "control" or not any(v.type.dtype in _NARROW for v in op.operands):
-        return None
-    wide = {v: ctx.emit(Cast(v, i32)) if v.type.dtype in _NARROW else v for v in op.operands}
+def _in(op: Op, dtypes: Sequence[DType]) -> bool:
+    """Whether an operand or a result of ``op`` has one of ``dtypes``."""
+    return any(v.type.dtype in dtypes for v in (*op.operands, *op.results))
+
+
+def _widened(
+    ctx: Context, op: Op, narrow: Sequence[DType], to: DType
+) -> Sequence[Expr | Value] | None:
+    """``op`` on dtype ``to`` in place of ``narrow`` ones; None if that leaves it as it is."""
+    wide = {v: ctx.emit(Cast(v, to)) if v.type.dtype in narrow else v for v in op.operands}
     again = op.map_operands(wide.__getitem__)
+    if again.attributes.get("dtype") in narrow:
+        again = replace(again, dtype=to)  # type: ignore[call-arg]
     again = replace(again, results=tuple(Value(-1, t) for t in again.infer()))
-    if not covered(again, target):
+    if _in(again, narrow):
         return None
     return [
         v if v.type == r.type else ctx.emit(Cast(v, r.type.dtype))
