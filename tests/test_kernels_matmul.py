@@ -14,8 +14,11 @@ SHAPES = [
 ]  # fmt: skip
 
 
+LAYOUTS = ("packed", "rows", "cols")
+
+
 def scratch_bytes(itemsize: int) -> int:
-    return (336 * 256 + 256 * 16) * itemsize
+    return (336 * 256 + 256 * 32) * itemsize
 
 
 def numbers(rng: np.random.Generator, shape: tuple[int, ...], dtype: type) -> np.ndarray:
@@ -24,7 +27,7 @@ def numbers(rng: np.random.Generator, shape: tuple[int, ...], dtype: type) -> np
     return rng.standard_normal(shape).astype(dtype)
 
 
-def matmul(a, b, isa, *, packed=True, row_cuts=(), col_cuts=(), epilogue=None):
+def matmul(a, b, isa, *, layout="packed", row_cuts=(), col_cuts=(), epilogue=None):
     """a[X, Y, M, K] @ b[X, Y, K, N] by the kernel; strides of the arrays are handed on."""
     x, y, m, k = a.shape
     n = b.shape[3]
@@ -32,12 +35,16 @@ def matmul(a, b, isa, *, packed=True, row_cuts=(), col_cuts=(), epilogue=None):
     sa = [s // size if a.shape[i] > 1 or i > 1 else 0 for i, s in enumerate(a.strides)]
     out, memory = guarded((x, y, m, n), a.dtype)
     before = memory.copy()
-    if packed:
-        panels = pack_b(b.reshape(x * y, k, n), isa)
+    if layout == "packed":
+        operand = pack_b(b.reshape(x * y, k, n), isa)
         panel = ceil_div(n, 16) * k * 16
-        sb, operand, layout = [y * panel, panel, 0], panels, "packed"
+        sb = [y * panel, panel, 0]
     else:
-        sb, operand, layout = [s // size for s in b.strides[:3]], b, "rows"
+        operand = b
+        if layout == "cols":
+            columns = np.ascontiguousarray(b.swapaxes(2, 3))
+            operand = columns if b.strides[1] else np.broadcast_to(columns[:, :1], (x, y, n, k))
+        sb = [s // size for s in operand.strides[:3]]
     call(
         f"nir_matmul_{SUFFIX[a.dtype.type]}_{layout}",
         isa,
@@ -90,53 +97,54 @@ def test_pack_b(isa: str, dtype: type, shape: tuple[int, int, int]) -> None:
         np.testing.assert_array_equal(pack_b(b, isa), want)
 
 
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", SUFFIX)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_matmul(shape: tuple[int, int, int], dtype: type, packed: bool) -> None:
+def test_matmul(shape: tuple[int, int, int], dtype: type, layout: str) -> None:
     m, n, k = shape
     rng = np.random.default_rng(m * n + k)
     a, b = numbers(rng, (1, 1, m, k), dtype), numbers(rng, (1, 1, k, n), dtype)
-    results = [matmul(a, b, isa, packed=packed) for isa in ISAS]
+    results = [matmul(a, b, isa, layout=layout) for isa in ISAS]
     check(results[0], a, b)
     for isa, other in zip(ISAS[1:], results[1:], strict=True):
         assert same_bits(results[0], other), f"{isa} differs from {ISAS[0]}"
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("packed", [True, False])
-def test_splits_layouts_and_epilogue(isa: str, packed: bool) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_splits_layouts_and_epilogue(isa: str, layout: str) -> None:
     rng = np.random.default_rng(1)
     a, b = numbers(rng, (2, 3, 37, 290), np.float32), numbers(rng, (2, 3, 290, 75), np.float32)
-    whole = matmul(a, b, isa, packed=packed)
+    whole = matmul(a, b, isa, layout=layout)
     check(whole, a, b)
-    cut = matmul(a, b, isa, packed=packed, row_cuts=[1, 14, 50, 111, 112], col_cuts=[16, 64])
+    cut = matmul(a, b, isa, layout=layout, row_cuts=[1, 14, 50, 111, 112], col_cuts=[16, 64])
     assert same_bits(whole, cut)
     transposed = np.ascontiguousarray(a.transpose(0, 1, 3, 2)).transpose(0, 1, 3, 2)
-    assert same_bits(whole, matmul(transposed, b, isa, packed=packed))
+    assert same_bits(whole, matmul(transposed, b, isa, layout=layout))
     seen = np.zeros((2 * 3 * 37, 75), int)
 
     def epilogue(_ctx, _ptrs, _dims, r0, r1, c0, c1):
         seen[r0:r1, c0:c1] += 1
         return 0
 
-    matmul(a, b, isa, packed=packed, row_cuts=[100], epilogue=epilogue)
+    matmul(a, b, isa, layout=layout, row_cuts=[100], epilogue=epilogue)
     assert (seen == 1).all()
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_broadcast_batch_of_b(isa: str) -> None:
+@pytest.mark.parametrize("layout", ["rows", "cols"])
+def test_broadcast_batch_of_b(isa: str, layout: str) -> None:
     rng = np.random.default_rng(2)
     a, b = numbers(rng, (1, 4, 9, 12), np.float32), numbers(rng, (1, 1, 12, 20), np.float32)
     shared = np.broadcast_to(b, (1, 4, 12, 20))
-    check(matmul(a, shared, isa, packed=False), a, shared)
+    check(matmul(a, shared, isa, layout=layout), a, shared)
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("packed", [True, False])
-def test_empty_and_special(isa: str, packed: bool) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_empty_and_special(isa: str, layout: str) -> None:
     ones = np.ones((1, 1, 5, 0), np.float32)
-    assert (matmul(ones, np.ones((1, 1, 0, 20), np.float32), isa, packed=packed) == 0).all()
+    assert (matmul(ones, np.ones((1, 1, 0, 20), np.float32), isa, layout=layout) == 0).all()
     assert (
         matmul(np.ones((1, 1, 0, 3), np.float32), np.ones((1, 1, 3, 4), np.float32), isa).size == 0
     )
@@ -144,7 +152,7 @@ def test_empty_and_special(isa: str, packed: bool) -> None:
     b = np.ones((1, 1, 40, 21), np.float32)
     a[0, 0, 3, 7], a[0, 0, 4, 1], b[0, 0, 2, 20] = np.nan, np.inf, -np.inf
     with np.errstate(invalid="ignore"):
-        np.testing.assert_array_equal(matmul(a, b, isa, packed=packed), a @ b)
+        np.testing.assert_array_equal(matmul(a, b, isa, layout=layout), a @ b)
 
 
 def test_plain_fma_rounds_once() -> None:

@@ -14,7 +14,7 @@ from nir.ir.interp import run
 from nir.ir.program import Target
 from nir.ops import Max, Min, Prod, ReducePartial, Sum
 from nir.passes.batch_norm_fold import batch_norm_fold
-from nir.passes.pack import pack
+from nir.passes.pack import pack, unpack
 from nir.passes.split_reductions import chunk_rows, leading_or_trailing, split_reductions
 
 B = symbol("B")
@@ -113,11 +113,14 @@ def test_a_transposed_operand_is_packed_as_it_lies() -> None:
     assert_agree(before, check_pass(pack, before, expected))
 
 
-def test_products_of_few_rows_read_rows_unless_transposed() -> None:
-    few = "f32[4,8]"
-    check_pass(pack, graph_of(lambda x, w: x.matmul(w), few, "f32[8,5]"), None)
-    g = graph_of(lambda x, w: x.matmul(w, transpose_rhs=True), few, "f32[5,8]")
-    assert pack(g, CPU).count() == {"matmul": 1, "pack": 1}
+@pytest.mark.parametrize("transpose", [False, True])
+def test_a_product_beside_its_pack_reads_the_matrix(transpose: bool) -> None:
+    w = "f32[5,8]" if transpose else "f32[8,5]"
+    plain = graph_of(lambda x, w: x.matmul(w, transpose_rhs=transpose), "f32[B,8]", w)
+    packed = graph_of(lambda x, w: x.matmul(w.pack(transpose=transpose)), "f32[B,8]", w)
+    assert_agree(plain, check_pass(unpack, packed, plain))
+    shown = graph_of(lambda x, w: (x.matmul(p := w.pack()), p), "f32[B,8]", "f32[8,5]")
+    assert unpack(shown, CPU).count() == {"matmul": 1, "pack": 1}
 
 
 @pytest.mark.parametrize("layout", ["HWIO", "OIHW"])

@@ -10,6 +10,7 @@
 #define NIR_GEMM_H
 
 #include "simd.h"
+#include "transpose.h"
 
 namespace NIR_NS {
 
@@ -45,6 +46,11 @@ struct Tile {
   T *const *c;            // `rows` row pointers, at the first column of the tile
   int cols;               // columns of C to write, at most vectors * lanes
   bool add;               // add to C, or overwrite it
+  // Prefetched while a step is at b: b + ahead, for a B that no cache holds. 0: nothing new.
+  int64_t ahead = 0;
+  // kKeep: where the columns read are left as packed panels, for the tiles of rows that follow.
+  T *keep = nullptr;
+  int64_t keep_panel = 0;
 };
 
 template <int n>
@@ -52,7 +58,7 @@ struct Int {
   static constexpr int value = n;
 };
 
-template <class T, int kRows, int kVectors, bool kPacked>
+template <class T, int kRows, int kVectors, bool kPacked, bool kKeep = false>
 void tile(const Tile<T> &t) {
   constexpr int W = kLanes<T>, kPerPanel = kPanel / W;
   Vec<T> acc[kRows][kVectors];
@@ -61,6 +67,14 @@ void tile(const Tile<T> &t) {
 #pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) acc[i][j] = Vec<T>{};
 
+  // C arrives while the chains run: a tile's rows are far apart, where no hardware looks ahead.
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) __builtin_prefetch(t.c[i] + j * W, 1, 2);
+
+  T *keep = t.keep;
+  const int64_t keep_panel = t.keep_panel, ahead = t.ahead;
   for (int p = 0; p < t.pieces; ++p) {
     const T *a[kPacked ? 1 : kRows];
 #pragma GCC unroll 16
@@ -76,8 +90,14 @@ void tile(const Tile<T> &t) {
 #pragma GCC unroll 2
       for (int u = 0; u < U; ++u, b += b_step)
 #pragma GCC unroll 8
-        for (int j = 0; j < kVectors; ++j)
-          bv[u][j] = load(b + (j / kPerPanel) * b_panel + (j % kPerPanel) * W);
+        for (int j = 0; j < kVectors; ++j) {
+          const T *at = b + (j / kPerPanel) * b_panel + (j % kPerPanel) * W;
+          bv[u][j] = load(at);
+          // One prefetch for each cache line, into L2: distant rows may share a set of L1.
+          if (j * NIR_VECTOR_BYTES % 64 == 0) __builtin_prefetch(at + ahead, 0, 2);
+          if constexpr (kKeep)
+            store(keep + (j / kPerPanel) * keep_panel + (j % kPerPanel) * W, bv[u][j]);
+        }
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 2
@@ -88,6 +108,7 @@ void tile(const Tile<T> &t) {
           for (int j = 0; j < kVectors; ++j) acc[i][j] = fma<T>(av, bv[u][j], acc[i][j]);
         }
       k += U;
+      if constexpr (kKeep) keep += U * kPanel;
     };
     while (k + kUnroll <= steps) advance(Int<kUnroll>{});
     if (kUnroll > 1 && k < steps) advance(Int<1>{});
@@ -159,6 +180,20 @@ NIR_INLINE void tile_columns(Tile<T> &t, int rows, int64_t cols, Column column) 
   }
 }
 
+// tile<T, rows, 2, kPacked, kKeep = true>, for the first of several tiles of rows. Those are nearly
+// equal, so none has less than half the rows of the largest.
+template <class T, bool kPacked>
+struct KeepTable {
+  static constexpr int kLeast = kMaxRows / 2;
+  TileFn<T> fn[kMaxRows + 1];
+  constexpr KeepTable() : fn{} { fill<kMaxRows>(); }
+  template <int kRows>
+  constexpr void fill() {
+    fn[kRows] = tile<T, kRows, 2, kPacked, true>;
+    if constexpr (kRows > kLeast) fill<kRows - 1>();
+  }
+};
+
 // Rows [m, m + rows) of tile number `i` of `count` tiles over `total` rows: tiles of nearly equal
 // height, so that no tile is left with one or two rows.
 NIR_INLINE void tile_rows(int64_t total, int64_t count, int64_t i, int64_t *m, int *rows) {
@@ -167,19 +202,20 @@ NIR_INLINE void tile_rows(int64_t total, int64_t count, int64_t i, int64_t *m, i
   *rows = static_cast<int>(base + (i < rest));
 }
 
-// dst[k * kRowStep + i] = src[i * row_stride + k * k_stride]: the layout of a packed A.
+// Steps of the layout of a packed A, dst[k * kRowStep + i] = src[i * row_stride + k * k_stride].
 template <class T>
 void pack_rows(T *dst, const T *src, int rows, int64_t steps, int64_t row_stride,
                int64_t k_stride) {
+  constexpr int W = kLanes<T>;
   if (row_stride == 1) {
     for (int64_t k = 0; k < steps; ++k) copy_run(dst + k * kRowStep, src + k * k_stride, rows);
-    return;
-  }
-  // Eight steps of each row at a time: a cache line is read once, and the writes stay in L1.
-  for (int64_t k0 = 0; k0 < steps; k0 += 8) {
-    int64_t k1 = min64(k0 + 8, steps);
-    for (int i = 0; i < rows; ++i)
-      for (int64_t k = k0; k < k1; ++k) dst[k * kRowStep + i] = src[i * row_stride + k * k_stride];
+  } else if (k_stride == 1) {
+    for (int i = 0; i < rows; i += W)
+      transpose_run(dst + i, kRowStep, src + i * row_stride, row_stride,
+                    static_cast<int>(min64(W, rows - i)), steps);
+  } else {
+    for (int64_t k = 0; k < steps; ++k)
+      for (int i = 0; i < rows; ++i) dst[k * kRowStep + i] = src[i * row_stride + k * k_stride];
   }
 }
 

@@ -2,6 +2,9 @@
 // declarations and the tests are made from this one list.
 #define NIR_FLOATS(X, op) X(op##_f32) X(op##_f64)
 #define NIR_NUMBERS(X, op) NIR_FLOATS(X, op) X(op##_i32) X(op##_i64)
+// By how the right operand lies in memory.
+#define NIR_MATMUL(X, dtype) \
+  X(matmul_##dtype##_packed) X(matmul_##dtype##_rows) X(matmul_##dtype##_cols)
 // By element size, for kernels that only move elements.
 #define NIR_BITS(X, op) X(op##_b8) X(op##_b16) X(op##_b32) X(op##_b64)
 // With an index dtype behind.
@@ -18,10 +21,8 @@
 // clang-format off
 #define NIR_KERNELS(X)                        \
   NIR_NUMBERS(X, pack_b)                      \
-  X(matmul_f32_packed) X(matmul_f32_rows)     \
-  X(matmul_f64_packed) X(matmul_f64_rows)     \
-  X(matmul_i32_packed) X(matmul_i32_rows)     \
-  X(matmul_i64_packed) X(matmul_i64_rows)     \
+  NIR_MATMUL(X, f32) NIR_MATMUL(X, f64)       \
+  NIR_MATMUL(X, i32) NIR_MATMUL(X, i64)       \
   NIR_FLOATS(X, conv2d)                       \
   NIR_FLOATS(X, conv2d_input_grad)            \
   NIR_FLOATS(X, conv2d_weight_grad)           \

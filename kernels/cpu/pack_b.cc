@@ -16,6 +16,7 @@ int32_t pack_b(void *const *ptrs, const int64_t *d, int64_t r0, int64_t r1) {
   const int64_t K1 = d[1], K2 = d[2], N = d[3], s_batch = d[4], s_k1 = d[5], s_k2 = d[6],
                 s_n = d[7];
   const int64_t panels = ceil_div(N, kPanel);
+  constexpr int W = kLanes<T>;
   T *dst = at<T>(ptrs, 1) + r0 * K1 * K2 * kPanel;
   for (int64_t r = r0; r < r1; ++r) {
     const int64_t n0 = r % panels * kPanel;
@@ -23,19 +24,18 @@ int32_t pack_b(void *const *ptrs, const int64_t *d, int64_t r0, int64_t r1) {
     const T *panel = at<const T>(ptrs, 0) + r / panels * s_batch + n0 * s_n;
     for (int64_t k1 = 0; k1 < K1; ++k1) {
       const T *src = panel + k1 * s_k1;
-      if (s_n == 1 && cols == kPanel) {
-        for (int64_t k = 0; k < K2; ++k)
-          memcpy(dst + k * kPanel, src + k * s_k2, kPanel * sizeof(T));
-      } else if (s_n == 1 || cols < kPanel) {
-        for (int64_t k = 0; k < K2; ++k)
-          for (int j = 0; j < kPanel; ++j)
-            dst[k * kPanel + j] = j < cols ? src[k * s_k2 + j * s_n] : T(0);
+      if (s_k2 == 1 && K2 > 1) {
+        // A transposed B: columns are runs, turned in registers.
+        for (int j = 0; j < kPanel; j += W)
+          transpose_run(dst + j, kPanel, src + j * s_n, s_n,
+                        static_cast<int>(max64(0, min64(W, cols - j))), K2);
       } else {
-        // A transposed B: eight steps at a time, so that each cache line of a column is read once.
-        for (int64_t k0 = 0; k0 < K2; k0 += 8)
-          for (int j = 0; j < kPanel; ++j)
-            for (int64_t k = k0; k < min64(k0 + 8, K2); ++k)
-              dst[k * kPanel + j] = src[k * s_k2 + j * s_n];
+        for (int64_t k = 0; k < K2; ++k)
+          if (s_n == 1 && cols == kPanel)
+            memcpy(dst + k * kPanel, src + k * s_k2, kPanel * sizeof(T));
+          else
+            for (int j = 0; j < kPanel; ++j)
+              dst[k * kPanel + j] = j < cols ? src[k * s_k2 + j * s_n] : T(0);
       }
       dst += K2 * kPanel;
     }

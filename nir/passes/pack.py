@@ -1,17 +1,19 @@
 """Packing: the right operands of products and the weights of convolutions in the kernels' layout.
 
-GEMM kernels read B in panels of 16 columns, and a packed B is worth its cost once enough rows of A
-share it. The packing is an op of its own: common uses of one weight share it (cse), and what
-depends on weights alone can move out of a loop. A pack reads its source in the order in which it is
-stored, so a transposed operand needs no transpose.
+GEMM kernels read B in panels of 16 columns. The packing is an op of its own, so that what depends
+on weights alone can move out of a loop, or be done when weights are bound: `pack` writes one for
+every product. A pack reads its source in the order in which it is stored, so a transposed operand
+needs no transpose.
+
+What is then still packed at each run, beside its product, `unpack` takes back: the kernel brings
+rows or columns of B into panels as it goes, which is cheaper than to write all of B and read it
+again.
 
 A convolution of few channels reads an NCHW image plane by plane, so that the transpose of a front
 end's input goes too. That is decided here, when all transposes that meet have cancelled.
+Depthwise convolutions read plain weights, and are left as they are.
 
-Left as they are: products of few rows, and depthwise convolutions, whose kernels read plain
-weights.
-
-requires: covered.  ensures: no product reads a transposed, unpacked right operand.
+requires: covered.  ensures: no product reads what a pack in the same graph makes.
 """
 
 from __future__ import annotations
@@ -32,9 +34,9 @@ from nir.ops import (
     PackConv2d,
     Transpose,
 )
-from nir.passes.rewrite import Context, Rules, everywhere, rewrite
+from nir.passes.rewrite import Context, Rules, everywhere, in_regions, rewrite
 
-# Rows of A from which packing B pays: some tiles of 14 rows read each panel then.
+# Rows of A from which packing B pays in any case: some tiles of 14 rows read each panel then.
 _ROWS_THAT_SHARE = 64
 # Below, kernels join taps that lie side by side, and one plane's taps are as good as all channels'.
 _FEW_CHANNELS = 16
@@ -44,17 +46,35 @@ _NHWC_OF_NCHW = (0, 2, 3, 1)
 def pack(graph: Graph, target: Target) -> Graph:
     """``graph`` with explicit packs; as it is for a target without a kernel that packs."""
     rules = {cls: found for cls, found in RULES.items() if _NEEDS[cls].name in target.kernels}
-    return everywhere(graph, lambda g: rewrite(g, rules))
+    inside = rules | {cls: (pack_shared,) for cls in (Matmul,) if cls in rules}
+    return rewrite(in_regions(graph, lambda g: rewrite(g, inside)), rules)
 
 
 def pack_matmul(ctx: Context, op: Matmul) -> Sequence[Value] | None:
     if op.rhs.type.layout:
         return None
-    rows = op.result.type.shape[-2]
-    if isinstance(rows, int) and rows < _ROWS_THAT_SHARE and not op.transpose_rhs:
-        return None
     packed = ctx.emit(Pack(op.rhs, op.transpose_rhs))
     return [ctx.emit(replace(op, rhs=packed, transpose_rhs=False))]
+
+
+def pack_shared(ctx: Context, op: Matmul) -> Sequence[Value] | None:
+    """In a loop, where only what does not change is packed once: products of few rows stay."""
+    rows = op.result.type.shape[-2]
+    few = isinstance(rows, int) and rows < _ROWS_THAT_SHARE
+    return None if few and not op.transpose_rhs else pack_matmul(ctx, op)
+
+
+def unpack(graph: Graph, target: Target) -> Graph:
+    """``graph`` without the packs of matrices that stayed beside their products."""
+    return everywhere(graph, lambda g: rewrite(g, {Matmul: (read_as_stored,)}))
+
+
+def read_as_stored(ctx: Context, op: Matmul) -> Sequence[Value] | None:
+    """A product reads the matrix that a pack beside it reads."""
+    match ctx.producer(op.rhs):
+        case Pack(w=w, transpose=transpose):
+            return [ctx.emit(replace(op, rhs=w, transpose_rhs=transpose))]
+    return None
 
 
 def pack_conv2d(ctx: Context, op: Any) -> Sequence[Value] | None:

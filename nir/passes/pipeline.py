@@ -35,7 +35,7 @@ from nir.passes.hoist import hoist
 from nir.passes.layout import layout
 from nir.passes.loops import loops
 from nir.passes.memory import plan_memory
-from nir.passes.pack import pack
+from nir.passes.pack import pack, unpack
 from nir.passes.rows import rows
 from nir.passes.simplify import simplify
 from nir.passes.split_reductions import leading_or_trailing, split_reductions
@@ -103,6 +103,9 @@ ROWS = Pass("rows", rows, breaks=_facts("split", "fused", _PLANNED))
 PACK = Pass(
     "pack", pack, requires=_facts("covered"), ensures=_facts("covered"), breaks=_ANY_REWRITE
 )
+UNPACK = Pass(
+    "unpack", unpack, requires=_facts("covered"), ensures=_facts("covered"), breaks=_ANY_REWRITE
+)
 HOIST = Pass("hoist", hoist, breaks=_facts("fused", _PLANNED))
 SPLIT = Pass(
     "split_reductions",
@@ -150,8 +153,8 @@ LOWERING: tuple[Pass, ...] = (
 )
 
 # Loops, kernels and memory. Where weights are bound, `nir.passes.prepare` cuts the graph in two
-# before this.
-PLANNING: tuple[Pass, ...] = (SPLIT, CSE, DCE, FUSE, PLAN_MEMORY)
+# before this; what is then packed for one product beside it is read as it lies.
+PLANNING: tuple[Pass, ...] = (UNPACK, SPLIT, CSE, DCE, FUSE, PLAN_MEMORY)
 
 PIPELINE: tuple[Pass, ...] = (*LOWERING, *PLANNING)
 

@@ -18,6 +18,7 @@ from nir.targets.kernel_call import KernelCall
 PANEL = 16
 BLOCK_K = 256
 PACKED_ROWS = 336
+SLIVER = 32
 MAX_ROWS = 14
 ROW_STEP = 16
 BATCH_ROWS = 8 * MAX_ROWS
@@ -68,24 +69,25 @@ def matmul(op: Matmul) -> KernelCall | None:
     k = a.shape[-2] if op.transpose_lhs else a.shape[-1]
     batch = prod(batch_axes)
     a_m, a_k = (1, m) if op.transpose_lhs else (k, 1)
-    packed = b.layout == "panel16"
-    # A transposed rhs has no kernel of its own: it is packed first.
-    by_rows = not packed and not op.transpose_rhs
+    # Elements of B from one matrix to the next, and between its rows or columns.
+    b_batch, b_stride = (k * n, k if op.transpose_rhs else n)
+    layout = "cols" if op.transpose_rhs else "rows"
+    if b.layout == "panel16":
+        layout, b_batch, b_stride = "packed", panels(n) * k * PANEL, 0
     return KernelCall(
-        f"nir_matmul_{dtype}_{'rows' if by_rows else 'packed'}",
+        f"nir_matmul_{dtype}_{layout}",
         (
             1, batch, m, n, k,
             0, m * k, a_m, a_k,
-            0, k * n if by_rows else panels(n) * k * PANEL, n if by_rows else 0,
+            0, b_batch, b_stride,
             0, m * n, n,
         ),
         rows=batch * m,
         cols=n,
         row_grain=8,
         col_grain=2 * PANEL,
-        scratch=(PACKED_ROWS * BLOCK_K + BLOCK_K * PANEL) * size,
+        scratch=(PACKED_ROWS * BLOCK_K + BLOCK_K * SLIVER) * size,
         work=_quarter(batch * m * n * k),
-        pack=None if packed or by_rows else 1,
     )  # fmt: skip
 
 
