@@ -10,6 +10,7 @@ import pytest
 import nir
 from nir import nn
 from nir.errors import DTypeError, NirError, ShapeError
+from nir.ir.types import DType
 from nir.nn import functional as F
 
 
@@ -114,6 +115,27 @@ def test_zero_grad_and_requires_grad() -> None:
     assert net.weight.grad is None
     net.requires_grad_(False)
     assert not any(p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.parametrize("half", [nir.float16, nir.bfloat16], ids=str)
+def test_a_model_trains_and_compiles_in_a_half_type(half: DType) -> None:
+    nir.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.LayerNorm(16), nn.Linear(16, 4))
+    x = nir.randn(5, 8)
+    model(x).square().mean().backward()
+    wide = {name: p.grad.numpy() for name, p in model.named_parameters()}
+    model.to(half)
+    assert {p.grad.dtype for p in model.parameters()} == {half}  # gradients follow
+    for p in model.parameters():
+        p.grad = None
+    y = model(x.to(half))
+    y.square().mean().backward()
+    for name, p in model.named_parameters():
+        assert p.grad.dtype is half
+        np.testing.assert_allclose(p.grad.float().numpy(), wide[name], rtol=0.1, atol=0.03)
+    compiled = nir.compile(model, nir.spec(f"{half}[B,8]"))(x.to(half))
+    assert compiled.dtype is half
+    np.testing.assert_allclose(compiled.float().numpy(), y.float().numpy(), rtol=0.02, atol=0.02)
 
 
 def test_to_dtype_leaves_integers_alone() -> None:

@@ -150,10 +150,12 @@ class Module:
             parameter.grad = None
 
     def to(self, target: Any) -> Self:
-        """Move floating-point state to a dtype, or all state to a device, in place."""
+        """Move floating-point state to a dtype, or all state to a device, in place; grads too."""
         for _, tensor in self._tensors(lambda *_: True):
             if tensor.dtype.is_float or _is_device(target):
                 tensor.data = tensor.to(target)
+                if tensor.grad is not None:
+                    tensor.grad = tensor.grad.to(target)
         return self
 
     def apply(self, fn: Callable[[Module], object]) -> Self:
