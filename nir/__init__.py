@@ -21,6 +21,7 @@ from nir.frontend.grad import grad, jacobian, value_and_grad, vjp
 from nir.frontend.jit import jit
 from nir.frontend.lazy import enable_grad, no_grad, set_grad_enabled
 from nir.frontend.pytree import register_pytree
+from nir.frontend.recompute import checkpoint
 from nir.frontend.random import (
     Generator, bernoulli, manual_seed, rand, rand_like, randint, randn, randn_like, randperm,
 )  # fmt: skip

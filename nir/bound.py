@@ -6,7 +6,7 @@ import functools
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nir import flags
 from nir.compile import (
@@ -56,13 +56,16 @@ class BoundProgram:
         return own + self.preparation.run([weights[i] for i in self.needed])
 
 
-def compile_bound(graph: Graph, first: int, target: str | Target = "cpu") -> BoundProgram:
+def compile_bound(
+    graph: Graph, first: int, target: str | Target = "cpu", memory: int | None = None
+) -> BoundProgram:
     """Compile ``graph``, whose inputs from number ``first`` on are weights that do not change.
 
-    What depends on them alone (packing above all) is a program of its own.
+    What depends on them alone (packing above all) is a program of its own. ``memory``: see
+    `compile_graph`; it holds for the runs, prepared weights are not counted.
     """
     start = time.perf_counter()
-    machine = resolve_target(target)
+    machine = replace(resolve_target(target), memory=memory)
     every = tuple(range(len(graph.inputs)))
     if machine.name == "interp" or first == len(every):
         return BoundProgram(compile_graph(graph, machine), every)
@@ -99,7 +102,9 @@ def _compile_bound(graph: Graph, first: int, machine: Target, start: float) -> B
     rest = compile_with(cut.rest, machine, start, PLANNING)
     if not cut.preparation.outputs:
         return BoundProgram(rest, cut.kept)
-    weights = compile_with(cut.preparation, machine, time.perf_counter(), PLANNING)
+    # The limit is on each run; this one is done once.
+    free = replace(machine, memory=None)
+    weights = compile_with(cut.preparation, free, time.perf_counter(), PLANNING)
     bound = BoundProgram(rest, cut.kept, weights, cut.needed)
     if flags.verify() and not calls_host(graph):
         inputs = random_inputs(graph)

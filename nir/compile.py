@@ -37,6 +37,7 @@ from nir.ir.program import (
 from nir.ops import Cond, Constant, HostCall, Scan, WhileLoop
 from nir.ops.fused import Fused
 from nir.passes.blocks import block_of
+from nir.passes.budget import check_budget
 from nir.passes.memory import is_alias, live_bytes
 from nir.passes.pipeline import PIPELINE, Pass, run_pipeline
 from nir.runtime import (
@@ -55,18 +56,23 @@ from nir.targets import cpu
 from nir.targets.kernel_call import KernelCall
 
 
-def compile_graph(graph: Graph, target: str | Target = "cpu") -> Executable | InterpExecutable:
+def compile_graph(
+    graph: Graph, target: str | Target = "cpu", memory: int | None = None
+) -> Executable | InterpExecutable:
     """Compile ``graph`` for ``target``: "cpu", or "interp", the reference interpreter.
 
     A graph that has a memory plan is lowered already, and taken as it is. A program that was
     compiled before, in whichever process, comes from the cache on disk. Dumps and verification
     compile anew. Raises UnsupportedError, with the user's line, for an op that the target
-    can neither run nor take apart.
+    can neither run nor take apart, and MemoryBudgetError for a program that does not fit in
+    ``memory`` bytes besides its inputs.
     """
     start = time.perf_counter()
     machine = resolve_target(target)
     if machine.name == "interp":
         return InterpExecutable(graph)
+    if memory is not None:
+        machine = replace(machine, memory=memory)
     parts = program_parts(graph, machine)
     if parts is None:
         return compile_with(graph, machine, start)
@@ -90,6 +96,7 @@ def compile_with(
     planned = graph.plan is not None  # a dump of the last pass
     lowered = graph if planned else run_pipeline(graph, machine, dump, inputs, passes)
     program, loops, hosts = lower(lowered, machine)
+    check_budget(lowered, program, machine)
     if dump is not None:
         dump.write_program(program)
     executable = Executable(
@@ -117,7 +124,7 @@ def program_parts(graph: Graph, target: Target) -> dict[str, str] | None:
     own_table = target.kernels is not cpu.KERNELS or target.epilogues is not cpu.EPILOGUES
     if own_table or flags.verify() or flags.dump_dir() is not None or _has_functions(graph):
         return None
-    machine = f"{target.name} {target.isa} {target.threads} {target.numerics}"
+    machine = f"{target.name} {target.isa} {target.threads} {target.numerics} {target.memory}"
     names = "\n".join((graph.name, *graph.input_names))
     _, places = locations_of(graph)
     return {

@@ -20,6 +20,7 @@ from runtime_harness import B
 import nir
 from nir.deploy import load
 from nir.errors import NirError, PackageError, UnsupportedError
+from nir.ir.needs import needs
 from nir.ir.program import Buffer, Call, Program
 from nir.ir.types import TensorType, f32
 from nir.runtime import Executable, HostKernel, Storage, _core
@@ -48,7 +49,7 @@ def test_a_loaded_package_computes_the_same(package: Path) -> None:
     assert about["outputs"] == [["out", "f32[B,4]"]]
     assert exe.program.calls == h.two_step().calls
     assert exe.inputs == h.two_step().inputs
-    assert exe.peak_bytes == h.two_step().arena
+    assert exe.needs == needs(h.two_step())
     assert exe.graph is None
 
 

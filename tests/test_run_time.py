@@ -146,7 +146,7 @@ def high_water():
 open("/proc/self/clear_refs", "w").write("5")  # compiling took more
 before = high_water()
 exe.run(large)
-print(high_water() - before, value(exe.peak_bytes, {"B": 256}))
+print(high_water() - before, value(exe.program.arena, {"B": 256}))
 """
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from mutate import mutations, overlaps
-from pass_harness import CPU, conv_nchw, graph_of, linear, random_inputs
+from pass_harness import CPU as _CPU
+from pass_harness import conv_nchw, graph_of, linear, random_inputs
 
 from nir.errors import NirError, VerifyError
 from nir.ir.dim import symbol
@@ -49,6 +50,8 @@ from nir.passes import (
 from nir.passes.pipeline import PIPELINE, Pass, run_pipeline
 
 B = symbol("B")
+# With a limit that nothing keeps to, so that every pass has something to do.
+CPU = replace(_CPU, memory=1)
 # Mutations tried on each pass, among those that change a result.
 WANTED = 8
 
@@ -67,6 +70,10 @@ def _recurrent(x: Any, w: Any) -> Any:
 
 
 def _model(x: Any, w1: Any, w2: Any, bias: Any, mean: Any, var: Any, fc: Any, out: Any) -> Any:
+    # Two large values, of which the first is read last: an order that keeps too much.
+    wide = x.broadcast((16, *x.shape), (1, 2, 3, 4))
+    first, second = wide.cum_sum(axis=4), wide.cum_sum(axis=3)
+    small = second.max((0, 1, 2, 3, 4)) + first.max((0, 1, 2, 3, 4))
     (table,) = x.emit(Constant(data=np.linspace(-1, 1, 4, dtype=np.float32)))
     y = conv_nchw(x, w1, padding=1).relu() * 1.0
     y = y.transpose((0, 2, 3, 1)).conv2d(w2.transpose((2, 3, 1, 0)))
@@ -76,7 +83,7 @@ def _model(x: Any, w1: Any, w2: Any, bias: Any, mean: Any, var: Any, fc: Any, ou
     y = _recurrent(y, fc.slice((0, 0), (4, 4), (1, 1)))
     y = linear(y, fc, out)
     y = y * (y.full_like(2.0).sqrt() + 0.5)
-    return (y.log_softmax(1) - y.tanh()).mean((0, 1))
+    return (y.log_softmax(1) - y.tanh()).mean((0, 1)) + small.tanh() * 0.5
 
 
 SPECS = (

@@ -14,6 +14,7 @@ from nir import ops
 from nir.errors import NotDifferentiable, ShapeError, StaleTensorError
 from nir.frontend import emit, flush, lazy
 from nir.frontend.lazy import Cell, Record, Recorder
+from nir.frontend.recompute import segments_of
 from nir.ir.location import Location, caller, derived
 from nir.ir.op import Value
 from nir.ops.expr import Expr
@@ -124,7 +125,8 @@ def _gradients(
         cells[seed.value] = seed
         start = Expr(recorder, seed.value)
     nodes = [r.op for r in records]
-    found = walk(recorder, nodes, {root.value: start}, [c.value for c in wrt])
+    segments = segments_of(records, cells)
+    found = walk(recorder, nodes, {root.value: start}, [c.value for c in wrt], segments)
     return [cells[found[c.value].value] if c.value in found else None for c in wrt]
 
 

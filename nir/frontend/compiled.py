@@ -13,6 +13,7 @@ from nir.errors import DTypeError, ShapeError, StaleTensorError, TraceError
 from nir.frontend import flush, lazy, ownership, pytree
 from nir.frontend.jit import borrowed, check_arguments, concrete, shown
 from nir.frontend.lazy import Cell
+from nir.frontend.limit import bytes_of
 from nir.frontend.spec import argument_types
 from nir.frontend.state import snapshot
 from nir.frontend.tensor import Tensor, mark_donated
@@ -132,7 +133,7 @@ class CompiledFunction:
 
     @property
     def peak_bytes(self) -> Any:
-        """Bytes of the arena: an expression where sizes are symbolic."""
+        """Bytes that a call takes besides inputs and weights: see `Executable.peak_bytes`."""
         return self.executable.peak_bytes
 
     @property
@@ -148,7 +149,7 @@ class CompiledFunction:
 
 def compile(
     fn: Any, *specs: Any, target: Any = "cpu", state: Any = (), donate: Sequence[str] = (),
-    **kwargs: Any,
+    memory: int | str | None = None, **kwargs: Any,
 ) -> Any:  # fmt: skip
     """Compile a function, a Module or a Graph for arguments of ``specs`` ("f32[B,784]").
 
@@ -157,10 +158,14 @@ def compile(
 
     Arguments named in ``donate`` are given away at each call: results may be written over them (a
     cache of keys and values is updated where it lies), and they are stale afterwards.
+
+    A call takes at most ``memory`` ("64MiB") besides arguments and weights: the order of kernels
+    and values computed again see to that, or MemoryBudgetError names what is too large.
     """
+    limit = bytes_of(memory)
     if isinstance(fn, Graph):
         return CompiledFunction(
-            *_of_graph(fn), flush.Compiled(flush.compile_located(fn, target), fn), [], {}
+            *_of_graph(fn), flush.Compiled(flush.compile_located(fn, target, limit), fn), [], {}
         )
     types, structure = argument_types((specs, kwargs))
     named = all_state(fn, state)
@@ -177,7 +182,7 @@ def compile(
     flush.realize(cells)
     bound = [flush.store(c, "compile") for c in cells]
     # Not shared with jit's programs: its compile time is its own.
-    made = flush.compile_weights(traced.graph, traced.arguments, target)
+    made = flush.compile_weights(traced.graph, traced.arguments, target, limit)
     weights = dict(enumerate(bound, traced.arguments))
     handed = {
         r.index: weights[r.index]

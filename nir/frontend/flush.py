@@ -66,7 +66,7 @@ def _own_location(error: NirError, made: Graph, own: Graph) -> object:
 
 class _Programs:
     def __init__(self) -> None:
-        self.entries: OrderedDict[tuple[str, Any], Compiled] = OrderedDict()
+        self.entries: OrderedDict[tuple[str, Any, int | None], Compiled] = OrderedDict()
         self.lock = threading.RLock()
         self.compiles = 0
         self.target: str | Target = "cpu"
@@ -89,14 +89,16 @@ def compile_count() -> int:
     return _programs.compiles
 
 
-def compiled(graph: Graph, target: str | Target | None = None) -> Compiled:
+def compiled(
+    graph: Graph, target: str | Target | None = None, memory: int | None = None
+) -> Compiled:
     """The program of ``graph``, compiled once for each structure."""
     target = _programs.target if target is None else target
-    key = (graph.key, target if isinstance(target, str) else id(target))
+    key = (graph.key, target if isinstance(target, str) else id(target), memory)
     with _programs.lock:
         found = _programs.entries.get(key)
         if found is None:
-            found = Compiled(compile_located(graph, target), graph)
+            found = Compiled(compile_located(graph, target, memory), graph)
             _programs.entries[key] = found
             _programs.compiles += 1
             if len(_programs.entries) > _CACHE_SIZE:
@@ -106,19 +108,21 @@ def compiled(graph: Graph, target: str | Target | None = None) -> Compiled:
     return found
 
 
-def compile_located(graph: Graph, target: str | Target) -> Any:
+def compile_located(graph: Graph, target: str | Target, memory: int | None = None) -> Any:
     """`compile_graph`; an error that names no line names the caller's."""
     try:
-        return compile_graph(graph, target)
+        return compile_graph(graph, target, memory)
     except NirError as error:
         error.location = error.location or caller()
         raise
 
 
-def compile_weights(graph: Graph, first: int, target: str | Target) -> BoundProgram:
+def compile_weights(
+    graph: Graph, first: int, target: str | Target, memory: int | None = None
+) -> BoundProgram:
     """`compile_bound`; an error that names no line names the caller's."""
     try:
-        return compile_bound(graph, first, target)
+        return compile_bound(graph, first, target, memory)
     except NirError as error:
         error.location = error.location or caller()
         raise

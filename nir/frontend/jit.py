@@ -16,6 +16,7 @@ import numpy as np
 from nir.errors import DeviceError, DTypeError, NirError, TraceError
 from nir.frontend import autograd, emit, flush, lazy, ownership, pytree
 from nir.frontend.lazy import Cell
+from nir.frontend.limit import bytes_of
 from nir.frontend.spec import argument_types
 from nir.frontend.state import Snapshot, snapshot
 from nir.frontend.tensor import Tensor, mark_donated
@@ -150,10 +151,12 @@ class Jitted:
         static_argnames: Sequence[str] = (),
         donate: Sequence[str] = (),
         target: Any = None,
+        memory: int | str | None = None,
     ) -> None:
         functools.update_wrapper(self, fn)
         self.fn = fn
         self.target = target
+        self.memory = bytes_of(memory)
         self.static_argnames = frozenset(static_argnames)
         self.donate = frozenset(donate)
         self.why: list[str] = []
@@ -287,7 +290,9 @@ class Jitted:
                 signature.tracks,
                 donated,
             )  # fmt: skip
-            entry = Entry(signature, found, traced, flush.compiled(traced.graph, self.target))
+            entry = Entry(
+                signature, found, traced, flush.compiled(traced.graph, self.target, self.memory)
+            )
         self._entries.append(entry)
         self.compiles += 1
         self.compile_seconds += time.perf_counter() - start
@@ -463,6 +468,7 @@ def jit(
     static_argnames: Sequence[str] = (),
     donate: Sequence[str] = (),
     target: Any = None,
+    memory: int | str | None = None,
 ) -> Any:
     """Compile ``fn``: traced when first called, and again when what it was traced for changes.
 
@@ -475,6 +481,8 @@ def jit(
         always are.
     donate: names of arguments whose buffers the outputs may take over; their Tensors cannot be
         read afterwards.
+    memory: what a call may take besides arguments and state, "64MiB": MemoryBudgetError, naming
+        what is largest, where it cannot be done with.
 
     A gradient that ``fn`` both makes and uses (backward and step) is not kept in ``grad``.
 
@@ -483,6 +491,6 @@ def jit(
     """
 
     def wrap(f: Callable[..., Any]) -> Jitted:
-        return Jitted(f, state, specs, static_argnames, donate, target)
+        return Jitted(f, state, specs, static_argnames, donate, target, memory)
 
     return wrap if fn is None else wrap(fn)

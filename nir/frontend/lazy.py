@@ -163,6 +163,7 @@ class _Modes(threading.local):
     def __init__(self) -> None:
         self.grad = True
         self.traces: list[Trace] = []
+        self.segment = 0
 
 
 _modes = _Modes()
@@ -204,6 +205,24 @@ class enable_grad(set_grad_enabled):
 
     def __init__(self) -> None:
         super().__init__(True)
+
+
+def segment() -> int:
+    """The checkpoint that ops recorded now belong to, 0 for none (see `nir.ir.op.Op`)."""
+    return _modes.segment
+
+
+class new_segment:
+    """A context in which recorded ops belong to checkpoint ``number``."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __enter__(self) -> None:
+        self._before, _modes.segment = _modes.segment, self.number
+
+    def __exit__(self, *_: object) -> None:
+        _modes.segment = self._before
 
 
 class new_trace:
@@ -253,6 +272,8 @@ def record(
     # The op is still this function's own: filling it in beats a second construction.
     object.__setattr__(op, "results", tuple(map(fresh, types)))
     object.__setattr__(op, "locs", frozenset((where,)))
+    if _modes.segment:
+        object.__setattr__(op, "segment", _modes.segment)
     return _results(r)
 
 
@@ -291,6 +312,8 @@ class Recorder(Builder):
 
     def _adopt(self) -> None:
         for op in self.nodes:
+            if _modes.segment:
+                object.__setattr__(op, "segment", _modes.segment)
             args = tuple(self.cells[v] for v in op.operands)
             for cell in _results(Record(op, args, self.tracks)):
                 self.cells[cell.value] = cell

@@ -65,6 +65,8 @@ class Op:
 
     results: tuple[Value, ...] = ()
     locs: frozenset[Location] = frozenset()
+    # Ops of one segment (not 0) are computed again when their gradients are; no part of the text.
+    segment: int = 0
 
     name: ClassVar[str]
     kind: ClassVar[Kind] = "other"

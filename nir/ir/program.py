@@ -22,7 +22,8 @@ class Target:
     """What passes may know of a machine.
 
     ``kernels`` maps the name of an op to the entry of the target's table that covers it, and
-    ``epilogues`` names those whose kernels call a generated loop on each finished tile.
+    ``epilogues`` names those whose kernels call a generated loop on each finished tile. A program
+    may take ``memory`` bytes besides its inputs, None for as many as it needs.
     """
 
     name: Literal["cpu", "cuda", "interp"]
@@ -31,6 +32,7 @@ class Target:
     numerics: Literal["strict", "fast"] = "strict"
     kernels: Mapping[str, Any] = field(default_factory=dict)
     epilogues: frozenset[str] = frozenset()
+    memory: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

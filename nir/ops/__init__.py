@@ -44,6 +44,7 @@ from nir.ops.elementwise import (
     Trunc,
 )
 from nir.ops.fused import Fused, ReducePartial
+from nir.ops.hold import Hold
 from nir.ops.index import CheckIndex, Put, ScatterAdd, ScatterAddAlong, Take, TakeAlong
 from nir.ops.linalg import Matmul, Pack
 from nir.ops.loops import Scan, WhileLoop
@@ -79,8 +80,8 @@ __all__ = [
     "BatchNorm", "BatchNormInference", "BitAnd", "BitNot", "BitOr", "BitXor", "Broadcast", "Cast",
     "Ceil", "CheckIndex", "Concat", "Cond", "Constant", "Conv2d", "Conv2dInputGrad",
     "Conv2dWeightGrad", "Cos", "CrossEntropy", "CumSum", "CustomVjp", "Dilate", "Div", "Eq", "Erf",
-    "Exp", "Expm1", "Flip", "Floor", "FloorDiv", "Full", "Fused", "Ge", "Gt", "HostCall", "Iota",
-    "IsNan", "LayerNorm", "Le", "Log", "Log1p", "LogSoftmax", "LogSumExp", "LogicalAnd",
+    "Exp", "Expm1", "Flip", "Floor", "FloorDiv", "Full", "Fused", "Ge", "Gt", "Hold", "HostCall",
+    "Iota", "IsNan", "LayerNorm", "Le", "Log", "Log1p", "LogSoftmax", "LogSumExp", "LogicalAnd",
     "LogicalNot", "LogicalOr", "LogicalXor", "Lt", "Matmul", "Max", "MaxPool2d", "MaxPool2dGrad",
     "MaxPool2dSelect", "Maximum", "Mean", "Min", "Minimum", "Mod", "Mul", "Ne", "Neg", "Pack",
     "PackConv2d", "Pad", "Pow", "Prod", "Put", "RandomBernoulli", "RandomBits", "RandomNormal",

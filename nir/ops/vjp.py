@@ -8,8 +8,8 @@ graphs: they can be differentiated again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from nir.errors import NirError, NotDifferentiable, VerifyError
@@ -18,6 +18,7 @@ from nir.ir.location import Locations, derived
 from nir.ir.op import Op, Value
 from nir.ir.types import TensorType
 from nir.ops.expr import Expr
+from nir.ops.hold import Hold
 from nir.ops.shape import Slice
 
 
@@ -73,16 +74,35 @@ def differentiable_inputs(graph: Graph) -> tuple[int, ...]:
     return tuple(i for i, v in enumerate(graph.inputs) if v.type.dtype.is_float)
 
 
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Ops that a backward computes again, in order, with all that they need of their own.
+
+    ``names`` maps a value to the result of one of them that it is another name of.
+    """
+
+    nodes: Sequence[Op]
+    names: Mapping[Value, Value] = field(default_factory=dict)
+
+
 def backward(
-    b: Builder, nodes: Iterable[Op], seeds: dict[Value, Expr], wanted: Iterable[Value]
+    b: Builder,
+    nodes: Iterable[Op],
+    seeds: dict[Value, Expr],
+    wanted: Iterable[Value],
+    segments: Mapping[int, Segment] | None = None,
 ) -> dict[Value, Expr]:
     """Walk ``nodes`` backwards from ``seeds`` (value -> cotangent); emits into ``b``.
 
     Returns the cotangents of the ``wanted`` values that anything flows back to. Only ops between
     the wanted values and the seeds are differentiated, so one that has no gradient is an error
     only there. Several cotangents of one value add up in the order in which they arise.
+
+    The ops of each of ``segments`` (by default those that ``nodes`` have) run again when the walk
+    comes to the first of them, and their gradients are those of the new results.
     """
     order = tuple(nodes)
+    wanted = tuple(wanted)
     active = set(wanted)
     for op in order:
         if any(v in active for v in op.operands):
@@ -90,6 +110,8 @@ def backward(
     cotangents = {v: ct for v, ct in seeds.items() if v in active}
     parts: dict[Value, list[_Part]] = {}
     outer = b.locs
+    segments = _segments(order) if segments is None else segments
+    again: dict[int, dict[Value, Value]] = {}
     for op in reversed(order):
         _join(b, op.results, parts, cotangents)
         reached = any(v in cotangents for v in op.results)
@@ -97,12 +119,56 @@ def backward(
             b.locs = derived(op.locs) if op.locs else outer
             if (part := _part(op, cotangents)) is not None:
                 parts.setdefault(op.operands[0], []).append(part)
-            else:
-                _step(b, op, cotangents, active)
+                continue
+            if op.segment and op.segment not in again:
+                after = next(cotangents[v] for v in op.results if v in cotangents)
+                again[op.segment] = _repeat(b, segments[op.segment], after.value, set(wanted))
+            _step(b, op, cotangents, active, again.get(op.segment, {}))
     b.locs = outer
-    wanted = tuple(wanted)
     _join(b, wanted, parts, cotangents)
     return {v: cotangents[v] for v in wanted if v in cotangents}
+
+
+# ---- checkpoints -------------------------------------------------------------------------------
+
+
+def _segments(order: Iterable[Op]) -> dict[int, Segment]:
+    found: dict[int, list[Op]] = {}
+    for op in order:
+        if op.segment:
+            found.setdefault(op.segment, []).append(op)
+    return {number: Segment(nodes) for number, nodes in found.items()}
+
+
+def _repeat(b: Builder, segment: Segment, after: Value, kept: set[Value]) -> dict[Value, Value]:
+    """Emit the ops of ``segment`` again, once ``after`` is there; their values by the old ones.
+
+    What the segment reads is held back, so that nothing is merged with what ran before; values in
+    ``kept`` (parameters, whose packed forms are worth sharing) are so only if nothing else is.
+    """
+    own = {v for op in segment.nodes for v in op.results}
+    read = dict.fromkeys(v for op in segment.nodes for v in op.operands)
+    given = [v for v in read if segment.names.get(v, v) not in own]
+    held = [v for v in given if v not in kept]
+    if not any(v.type.dtype.is_float for v in held):
+        held = given
+    new: dict[Value, Value] = {}
+    outer = b.locs
+    b.locs = derived(segment.nodes[0].locs)
+    for v in held:
+        (new[v],) = b.emit(Hold(v, after))
+    for op in segment.nodes:
+        if not op.pure:
+            raise NotDifferentiable(
+                f"{op.name}: it may have effects, and a checkpoint would run it twice",
+                location_text(op.locs),
+            )
+        current = {v: new.get(segment.names.get(v, v), new.get(v, v)) for v in op.operands}
+        copy = replace(op.map_operands(current.__getitem__), segment=0)
+        new.update(zip(op.results, b.emit(copy, derived(op.locs)), strict=True))
+    b.locs = outer
+    new.update((v, new[name]) for v, name in segment.names.items() if name in new)
+    return new
 
 
 # ---- slices ------------------------------------------------------------------------------------
@@ -168,9 +234,15 @@ def _join(
 # ---- one op ------------------------------------------------------------------------------------
 
 
-def _step(b: Builder, op: Op, cotangents: dict[Value, Expr], active: set[Value]) -> None:
-    operands = [Expr(b, v) for v in op.operands]
-    results = [Expr(b, v) for v in op.results]
+def _step(
+    b: Builder,
+    op: Op,
+    cotangents: dict[Value, Expr],
+    active: set[Value],
+    again: Mapping[Value, Value],
+) -> None:
+    operands = [Expr(b, again.get(v, v)) for v in op.operands]
+    results = [Expr(b, again.get(v, v)) for v in op.results]
     try:
         given = op.grad(operands, results, [cotangents.get(v) for v in op.results])
     except NirError as error:

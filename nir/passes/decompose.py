@@ -29,6 +29,7 @@ from nir.ops import (
     Constant,
     Flip,
     Full,
+    Hold,
     HostCall,
     Iota,
     Max,
@@ -60,6 +61,7 @@ GENERATED = (
     Iota,
     Constant,
     Fused,
+    Hold,
 )
 
 

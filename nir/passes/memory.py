@@ -22,7 +22,7 @@ from nir.ir.dim import Dim, Monomial, Poly, evaluate
 from nir.ir.graph import Builder, Graph, MemoryPlan, Placement
 from nir.ir.op import Op, Value
 from nir.ir.program import Target
-from nir.ops import Constant, Put, Reshape, ScatterAdd, Transpose
+from nir.ops import Constant, Hold, Put, Reshape, ScatterAdd, Transpose
 from nir.ops.fused import Fused, ReducePartial, accumulator_result
 from nir.passes.blocks import block_of, padded
 from nir.passes.rewrite import everywhere
@@ -34,7 +34,7 @@ _GREEDY_LIMIT = 1000
 
 
 @dataclass(eq=False)
-class _Storage:
+class Storage:
     """Values that share one piece of memory."""
 
     values: list[Value]
@@ -53,14 +53,14 @@ def plan_memory(graph: Graph, target: Target) -> Graph:
 def plan(graph: Graph) -> Graph:
     """`plan_memory` of this graph alone; its regions have plans."""
     graph = _separate_outputs(graph)
-    storages = _storages(graph)
-    _share_in_place(graph, storages)
+    storages = storages_of(graph)
+    share_in_place(graph, storages)
     blocks = {
-        i: _Storage([], block.size, i, i)
+        i: Storage([], block.size, i, i)
         for i, op in enumerate(graph.nodes)
         if (block := block_of(op)) is not None
     }
-    arena = _pack([*(s for s in _unique(storages) if s.home is None), *blocks.values()])
+    arena = _pack([*(s for s in unique(storages) if s.home is None), *blocks.values()])
     placements: dict[int, Placement] = {}
     number = graph.number
     for op in graph.nodes:
@@ -76,17 +76,17 @@ def plan(graph: Graph) -> Graph:
                     base = s.values[0]
                     if base is not v:
                         placements[number[v]] = Placement("alias", 0, number[base])
-    donations = _donations(graph, storages)
+    donations = donations_of(graph, storages)
     own = {i: (s.offset, s.size) for i, s in blocks.items()}
     return graph.with_(plan=MemoryPlan(arena, placements, donations, own))
 
 
 def live_bytes(graph: Graph, outputs: bool = True) -> list[Dim]:
     """Bytes of results kept while each op of a planned graph runs; those of outputs on request."""
-    storages = _storages(graph)
-    _share_in_place(graph, storages)
+    storages = storages_of(graph)
+    share_in_place(graph, storages)
     changes: list[Dim] = [0] * (len(graph.nodes) + 2)
-    for s in _unique(storages):
+    for s in unique(storages):
         if s.home is None or (outputs and s.home[0] == "output"):
             changes[s.start] = changes[s.start] + s.size
             changes[s.end + 1] = changes[s.end + 1] - s.size
@@ -122,8 +122,8 @@ def _reader_locs(graph: Graph, v: Value) -> frozenset:  # type: ignore[type-arg]
 
 
 def is_alias(op: Op) -> bool:
-    """Whether ``op`` only renames its operand's storage: no kernel runs."""
-    return isinstance(op, Reshape)
+    """Whether ``op`` only renames its first operand's storage: no kernel runs."""
+    return isinstance(op, (Reshape, Hold))
 
 
 def _base(graph: Graph, v: Value) -> Value:
@@ -134,12 +134,12 @@ def _base(graph: Graph, v: Value) -> Value:
     return v
 
 
-def _storages(graph: Graph) -> dict[Value, _Storage]:
+def storages_of(graph: Graph) -> dict[Value, Storage]:
     """One storage for each value and its aliases, with lifetimes in node positions."""
     end = len(graph.nodes)
-    table: dict[Value, _Storage] = {}
+    table: dict[Value, Storage] = {}
     for k, v in enumerate(graph.inputs):
-        table[v] = _Storage([v], v.type.nbytes, -1, end, ("input", k))
+        table[v] = Storage([v], v.type.nbytes, -1, end, ("input", k))
     for i, op in enumerate(graph.nodes):
         for v in op.operands:
             table[v].end = max(table[v].end, i)
@@ -150,18 +150,18 @@ def _storages(graph: Graph) -> dict[Value, _Storage]:
             continue
         for v in op.results:
             home = ("const", graph.number[v]) if isinstance(op, Constant) else None
-            table[v] = _Storage([v], v.type.nbytes, i, i, home)
+            table[v] = Storage([v], v.type.nbytes, i, i, home)
     for k, v in enumerate(graph.outputs):
         table[v].end = end
         table[v].home = ("output", k)
     return table
 
 
-def _unique(storages: dict[Value, _Storage]) -> list[_Storage]:
+def unique(storages: dict[Value, Storage]) -> list[Storage]:
     return list({id(s): s for s in storages.values()}.values())
 
 
-def _identity_reads(op: Op) -> list[tuple[Value, Value]]:
+def identity_reads(op: Op) -> list[tuple[Value, Value]]:
     """(operand, result) pairs in which the result may take the operand's place.
 
     That is so when a loop reads every element of the operand for the same element of the results
@@ -207,11 +207,11 @@ def _moved(body: Graph, v: Value) -> bool:
     return False
 
 
-def _share_in_place(graph: Graph, storages: dict[Value, _Storage]) -> None:
+def share_in_place(graph: Graph, storages: dict[Value, Storage]) -> None:
     """Let a result take over the storage of an operand that dies at its op."""
     for i, op in enumerate(graph.nodes):
         used: set[int] = set()
-        for x, r in _identity_reads(op):
+        for x, r in identity_reads(op):
             a, b = storages[x], storages[r]
             if a is b or id(a) in used or id(b) in used:
                 continue
@@ -226,7 +226,7 @@ def _share_in_place(graph: Graph, storages: dict[Value, _Storage]) -> None:
             used.add(id(a))
 
 
-def _donations(graph: Graph, storages: dict[Value, _Storage]) -> tuple[tuple[int, int], ...]:
+def donations_of(graph: Graph, storages: dict[Value, Storage]) -> tuple[tuple[int, int], ...]:
     """The donated inputs whose last reader may write the output in place."""
     position = {op: i for i, op in enumerate(graph.nodes)}
     readers: dict[int, list[int]] = {}
@@ -243,7 +243,7 @@ def _donations(graph: Graph, storages: dict[Value, _Storage]) -> tuple[tuple[int
         first = min(position[graph.producer[v]] for v in s.values)
         last_read = max(readers.get(id(storages[x]), [-1]))
         if last_read < first or (
-            last_read == first and (x, y) in _identity_reads(graph.nodes[first])
+            last_read == first and (x, y) in identity_reads(graph.nodes[first])
         ):
             kept.append((source, out))
     return tuple(kept)
@@ -259,7 +259,8 @@ def _coefficients(d: Dim, basis: dict[Monomial, int]) -> np.ndarray:
     return row
 
 
-def _typical(d: Dim) -> int:
+def typical(d: Dim) -> int:
+    """``d`` where every symbol has a usual size."""
     if isinstance(d, int):
         return d
     names = {s: _TYPICAL for m, _ in d.terms for s in _names(m)}
@@ -280,7 +281,7 @@ def _names(monomial: Monomial) -> list[str]:
     return out
 
 
-def _pack(buffers: Sequence[_Storage]) -> Dim:
+def _pack(buffers: Sequence[Storage]) -> Dim:
     """Give each buffer an offset, so that no two that live at once meet; returns the total."""
     if not buffers:
         return 0
@@ -290,15 +291,15 @@ def _pack(buffers: Sequence[_Storage]) -> Dim:
         for monomial, _ in d.terms if isinstance(d, Poly) else ():
             basis.setdefault(monomial, len(basis))
     vectors = np.array([_coefficients(d, basis) for d in sizes])
-    weight = np.array([_typical(_to_dim(row, basis)) for row in np.eye(len(basis), dtype=np.int64)])
-    typical = vectors @ weight
+    weight = np.array([typical(_to_dim(row, basis)) for row in np.eye(len(basis), dtype=np.int64)])
+    usual = vectors @ weight
     span = np.array([s.end - s.start + 1 for s in buffers])
     start = np.array([s.start for s in buffers])
     end = np.array([s.end for s in buffers])
     plans = [_sweep(vectors, weight, start, end)]
     if len(buffers) <= _GREEDY_LIMIT:
         # Large first keeps big blocks together; large and long-lived first keeps the bottom dense.
-        for order in (np.lexsort((-span, -typical)), np.lexsort((start, -typical * span))):
+        for order in (np.lexsort((-span, -usual)), np.lexsort((start, -usual * span))):
             plans.append(_first_fit(order, vectors, weight, start, end))
     offsets = min(plans, key=lambda o: int((o + vectors).max(axis=0) @ weight))
     for s, row in zip(buffers, offsets, strict=True):

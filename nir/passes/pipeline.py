@@ -36,7 +36,9 @@ from nir.passes.layout import layout
 from nir.passes.loops import loops
 from nir.passes.memory import plan_memory
 from nir.passes.pack import pack, unpack
+from nir.passes.rematerialise import rematerialise
 from nir.passes.rows import rows
+from nir.passes.schedule import schedule
 from nir.passes.simplify import simplify
 from nir.passes.split_reductions import leading_or_trailing, split_reductions
 
@@ -121,6 +123,8 @@ FUSE = Pass(
     ensures=_facts("fused"),
     breaks=_facts(_PLANNED),
 )
+SCHEDULE = Pass("schedule", schedule, breaks=_facts(_PLANNED))
+REMATERIALISE = Pass("rematerialise", rematerialise, breaks=_facts(_PLANNED))
 PLAN_MEMORY = Pass("plan_memory", plan_memory, requires=_facts("fused"), ensures=_facts(_PLANNED))
 
 # Up to packing: ops are those of the target, each still by itself.
@@ -154,7 +158,16 @@ LOWERING: tuple[Pass, ...] = (
 
 # Loops, kernels and memory. Where weights are bound, `nir.passes.prepare` cuts the graph in two
 # before this; what is then packed for one product beside it is read as it lies.
-PLANNING: tuple[Pass, ...] = (UNPACK, SPLIT, CSE, DCE, FUSE, PLAN_MEMORY)
+PLANNING: tuple[Pass, ...] = (
+    UNPACK,
+    SPLIT,
+    CSE,
+    DCE,
+    FUSE,
+    SCHEDULE,
+    REMATERIALISE,
+    PLAN_MEMORY,
+)
 
 PIPELINE: tuple[Pass, ...] = (*LOWERING, *PLANNING)
 

@@ -6,6 +6,7 @@ from nir.runtime._core import (
     get_num_threads,
     holdings,
     memory_stats,
+    reset_peak_memory,
     set_num_threads,
     trim_memory,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "load",
     "memory_stats",
     "object_cache",
+    "reset_peak_memory",
     "set_num_threads",
     "trim_memory",
 ]

@@ -18,6 +18,7 @@ from nir.ir.bind import bind_shapes
 from nir.ir.dim import Dim
 from nir.ir.graph import Graph, location_text
 from nir.ir.location import Location, Locations, caller
+from nir.ir.needs import Needs, needs
 from nir.ir.program import Program
 from nir.ir.text import print_graph
 from nir.ir.types import TensorType
@@ -182,8 +183,17 @@ class Executable:
 
     @property
     def peak_bytes(self) -> Dim:
-        """Bytes of the arena that a run uses: an expression where sizes are symbolic."""
-        return self.program.arena
+        """Bytes that a run takes besides inputs and constants: arena, outputs, scratch of threads.
+
+        Where sizes are symbolic, an expression of them that is no less; `needs` has the parts, and
+        ``needs.total(threads, sizes)`` is exact for any sizes. Donated inputs make it less.
+        """
+        return self.needs.bound(_core.get_num_threads())
+
+    @property
+    def needs(self) -> Needs:
+        """What a run takes, part by part."""
+        return needs(self.program)
 
     @cached_property
     def sites(self) -> list[tuple[str, Locations]]:

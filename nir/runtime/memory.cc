@@ -35,11 +35,15 @@ struct Pool {
   ForkSafeMutex mutex;
   Block *free[kClasses] = {};
   size_t live = 0, cached = 0, peak_live = 0, allocations = 0;
+  size_t asked = 0, peak_asked = 0;
   int cursor = 0;
 
-  void use(size_t bytes) {
-    live += bytes;
+  void use(Block *b, size_t size) {
+    live += b->capacity;
     peak_live = std::max(peak_live, live);
+    b->asked = size;
+    asked += size;
+    peak_asked = std::max(peak_asked, asked);
   }
   // What may wait for reuse: as much as was ever in use at once, and some.
   size_t limit() const { return std::max(peak_live, size_t{256} << 20); }
@@ -87,7 +91,7 @@ BlockRef acquire_block(size_t size) {
     if (b) {
       p.free[c] = b->next;
       p.cached -= b->capacity;
-      p.use(b->capacity);
+      p.use(b, size);
       b->refs.store(1, std::memory_order_relaxed);
       return BlockRef(b);
     }
@@ -101,7 +105,7 @@ BlockRef acquire_block(size_t size) {
   if (!b) throw Error(ErrorKind::kMemory, "cannot allocate " + std::to_string(size) + " bytes");
   std::lock_guard<ForkSafeMutex> lock(p.mutex);
   ++p.allocations;
-  p.use(b->capacity);
+  p.use(b, size);
   return BlockRef(b);
 }
 
@@ -127,6 +131,7 @@ void BlockRef::reset() {
   {
     std::lock_guard<ForkSafeMutex> lock(p.mutex);
     p.live -= b->capacity;
+    p.asked -= b->asked;
     p.cached += b->capacity;
     b->next = p.free[b->size_class];
     p.free[b->size_class] = b;
@@ -152,7 +157,13 @@ void BlockRef::reset() {
 MemoryStats memory_stats() {
   Pool &p = pool();
   std::lock_guard<ForkSafeMutex> lock(p.mutex);
-  return {p.live, p.cached, p.allocations};
+  return {p.live, p.cached, p.allocations, p.asked, p.peak_asked};
+}
+
+void reset_peak_memory() {
+  Pool &p = pool();
+  std::lock_guard<ForkSafeMutex> lock(p.mutex);
+  p.peak_asked = p.asked;
 }
 
 void trim_memory() {

@@ -17,6 +17,7 @@ struct Block {
   std::atomic<int64_t> refs{1};
   uint8_t *data = nullptr;
   size_t capacity = 0;
+  size_t asked = 0;         // of a pooled one: what its holder needs of it
   int32_t size_class = -1;  // -1: foreign
   Block *next = nullptr;    // in the pool's list
   void (*release)(void *) = nullptr;
@@ -59,8 +60,12 @@ struct MemoryStats {
   size_t live_bytes;    // in blocks that are referenced
   size_t cached_bytes;  // in blocks that wait for their next use
   size_t allocations;   // blocks ever taken from the system
+  size_t asked_bytes;   // of live blocks what their holders asked for
+  size_t peak_bytes;    // the most of that at once, since the last reset
 };
 MemoryStats memory_stats();
+// The peak counts from now on.
+void reset_peak_memory();
 
 // Gives the cached blocks back to the system.
 void trim_memory();

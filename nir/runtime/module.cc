@@ -263,10 +263,13 @@ PYBIND11_MODULE(_core, m) {
     out["live_bytes"] = s.live_bytes;
     out["cached_bytes"] = s.cached_bytes;
     out["allocations"] = s.allocations;
+    out["asked_bytes"] = s.asked_bytes;
+    out["peak_bytes"] = s.peak_bytes;
     out["code_bytes"] = mapped_code_bytes();
     return out;
   });
   m.def("trim_memory", &trim_memory);
+  m.def("reset_peak_memory", &reset_peak_memory);
   m.def("best_isa", [] { return nir_best_isa(); });
   m.def("has_isa", [](const std::string &isa) { return nir_has_isa(isa.c_str()) != 0; });
   m.def("isa_levels", &isa_levels, "The levels built into this library, best first.");
