@@ -51,6 +51,8 @@ class _Printer(Values):
             t.line("%scratch = load ptr, ptr %ctx")
         if self.k.form == "column":
             self.columns_nest()
+        elif self.k.streams:
+            self.streamed_nest()
         else:
             self.rows_nest()
         t.line("br label %exit")
@@ -63,19 +65,49 @@ class _Printer(Values):
         attributes = 'attributes #0 = { nounwind "no-builtins"%s }' % (
             ' "prefer-vector-width"="512"' if self.isa == "avx512" else ""
         )
-        parts = [head, *t.lines, "}", *t.declared, attributes]
+        metadata = ["!0 = !{i32 1}"] if self.k.streams else []
+        parts = [head, *t.lines, "}", *t.declared, attributes, *metadata]
         return "\n".join(parts) + "\n"
 
     # ---- rows: map, row, epilogue --------------------------------------------------------------
+
+    def streamed_nest(self) -> None:
+        """The loops with stores that pass by the caches, and without, as the results lie.
+
+        Such stores need aligned memory, and are slow where a result takes over an operand.
+        """
+        t = self.t
+        bad = []
+        for b in self.k.streams:
+            address = t.let(f"ptrtoint ptr %b{b} to i64", "a")
+            low = t.let(f"and i64 {address}, 63", "a")
+            bad.append(t.let(f"icmp ne i64 {low}, 0", "c"))
+            for i, other in enumerate(self.k.buffers):
+                if other.kind == "operand":
+                    bad.append(t.let(f"icmp eq ptr %b{b}, %b{i}", "c"))
+        ordinary = bad[0]
+        for c in bad[1:]:
+            ordinary = t.let(f"or i1 {ordinary}, {c}", "c")
+        t.line(f"br i1 {ordinary}, label %ordinary, label %streamed")
+        self.open("streamed")
+        self.streaming = frozenset(self.k.streams)
+        self.rows_nest()
+        t.line("fence seq_cst")  # such stores are ordered by fences alone
+        t.line("br label %exit")
+        self.streaming = frozenset()
+        self.scalars, self.splats, self.pointers, self.kept = {}, {}, {}, {}
+        self.open("ordinary")
+        self.rows_nest()
 
     def rows_nest(self) -> None:
         k = self.k
         fixed = [n for n in range(len(k.nodes)) if not k.level[n] and n not in k.after_reduce]
         if k.col_grain:
             # A thread may get no columns; then scalars need not exist either.
-            self.t.line("%cols.left = icmp slt i64 %c0, %c1")
-            self.t.line("br i1 %cols.left, label %start, label %exit")
-            self.open("start")
+            some = self.t.let("icmp slt i64 %c0, %c1", "cols.left")
+            start = f"start.{self.block}"
+            self.t.line(f"br i1 {some}, label %{start}, label %exit")
+            self.open(start)
         self.scalar_nodes(fixed, 0)
         self.loop("%r0", "%r1", 1, [], lambda r, _: self.row(r))
 
@@ -179,7 +211,8 @@ class _Printer(Values):
                         st.node, "result", st.buffer, self.plus(offset, column), here, u
                     )
                     dtype = k.buffers[st.buffer].dtype
-                    self.write(dtype, self.lanes(vectors, st.node, u), at, masks[u])
+                    streams = st.buffer in self.streaming
+                    self.write(dtype, self.lanes(vectors, st.node, u), at, masks[u], streams)
             for n, slot in stage.saves:
                 for u in range(copies):
                     at = self.place(n, "scratch", slot, "", here, u)

@@ -29,6 +29,7 @@ class Values:
         self.axis: dict[int, str] = {}
         # (buffer, offset without the inner axis) -> pointer, for the loops entered so far
         self.pointers: dict[tuple[int, Affine], str] = {}
+        self.streaming: frozenset[int] = frozenset()  # buffers whose stores pass by the caches
         self.kept: Vectors = {}  # vectors that stay in registers from stage to stage
 
     # ---- loops ---------------------------------------------------------------------------------
@@ -269,12 +270,15 @@ class Values:
     def to_bool(self, value: str) -> str:
         return self.t.let(f"icmp ne <{LANES} x i8> {value}, zeroinitializer", "x")
 
-    def write(self, dtype: str, value: str, at: str, mask: str | None) -> None:
+    def write(
+        self, dtype: str, value: str, at: str, mask: str | None, streams: bool = False
+    ) -> None:
         m = memory_type(dtype, LANES)
         if dtype == "bool":
             value = self.t.let(f"zext <{LANES} x i1> {value} to {m}", "x")
         if mask is None:
-            self.t.line(f"store {m} {value}, ptr {at}, align 1")
+            how = "align 64, !nontemporal !0" if streams else "align 1"
+            self.t.line(f"store {m} {value}, ptr {at}, {how}")
             return
         name = mangled("i8" if dtype == "bool" else dtype, LANES)
         args = [f"{m} {value}", f"ptr align 1 {at}", f"<{LANES} x i1> {mask}"]

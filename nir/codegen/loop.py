@@ -75,7 +75,8 @@ class LoopKernel:
 
     ``buffers`` gives the order of ptrs, ``dims`` the sizes to pass. The kernel covers rows x cols;
     it may be called on any range of rows and, if ``col_grain`` is not 0, of columns. ``scratch`` is
-    bytes for each thread, ``work`` the cost of the whole in bytes moved.
+    bytes for each thread, ``work`` the cost of the whole in bytes moved. ``streams`` are buffers
+    that no cache will hold: where they are aligned and nothing reads them, stores pass by it.
     """
 
     form: str
@@ -95,6 +96,7 @@ class LoopKernel:
     row_grain: int = 1
     col_grain: int = 0
     work: Dim = 0
+    streams: tuple[int, ...] = ()
 
     @property
     def inner(self) -> int:
@@ -126,6 +128,7 @@ class LoopKernel:
             self.form, len(self.row_sizes), len(self.dims), self.buffers, self.stores,
             self._placed((rows, self.lead_sizes, self.outer_sizes, None if flat else self.width)),
             self.unroll, self.row_unroll, self.chunk, bool(self.col_grain), self.in_registers,
+            self.streams,
             tuple((n.op, n.dtype, n.args, self._placed(n.attr)) for n in self.nodes),
         )  # fmt: skip
 

@@ -24,6 +24,8 @@ from nir.ir.op import Value
 from nir.ops import Max, Min, Prod, Sum
 from nir.ops.fused import Fused, ReducePartial, accumulator_result
 
+# Results from this size on do not stay in a cache until they are read: 32 MB.
+_STREAM_BYTES = 1 << 25
 # Columns of a piece that one thread takes where columns are split: 16 KB of f32.
 _COL_GRAIN = 4096
 _REDUCED_COL_GRAIN = 64
@@ -246,17 +248,31 @@ def _tuned(kernel: LoopKernel) -> LoopKernel:
         rows = rows * ceildiv(kernel.lead_rows, kernel.chunk)
     columns = kernel.columns
     row_grain = max(1, _ROW_ELEMENTS // max(columns, 1)) if isinstance(columns, int) else 1
+    kernel = replace(kernel, unroll=unroll, row_unroll=row_unroll, col_grain=_col_grain(kernel))
     return replace(
         kernel,
-        unroll=unroll,
-        row_unroll=row_unroll,
         rows=rows,
         # Rows are whole, and reduce to something even where they are empty.
         cols=1 if kernel.form == "row" else columns,
         row_grain=row_grain if kernel.form in ("map", "row") else 1,
-        col_grain=_col_grain(kernel),
         work=total * _work(kernel),
+        streams=_streams(kernel, total),
     )
+
+
+def _streams(kernel: LoopKernel, total: Dim) -> tuple[int, ...]:
+    """The results to write past the caches: larger than they are, and not read back.
+
+    An ordinary store reads the line first, which costs a third of what such a loop moves.
+    """
+    large = isinstance(total, int) and total * 4 >= _STREAM_BYTES
+    flat = kernel.form == "map" and not kernel.row_sizes
+    whole = flat or (isinstance(kernel.width, int) and kernel.width % LANES == 0)
+    if not large or not whole or kernel.form not in ("map", "row"):
+        return ()
+    read = {n for stage in kernel.stages for n, kind, _ in stage.reloads if kind == "result"}
+    full = [s for s in kernel.stores if not s.per_row and s.node not in read]
+    return tuple(s.buffer for s in full if ITEMSIZE[kernel.buffers[s.buffer].dtype] == 4)
 
 
 def _unroll(kernel: LoopKernel) -> tuple[int, int]:

@@ -27,6 +27,8 @@ from nir.passes.rewrite import Context, Rules, everywhere, rewrite
 _CHUNK_ELEMENTS = 1 << 14
 _MIN_CHUNK = 16
 _MAX_CHUNK = 1024
+# From here on a row is worth the tree that joins its lanes.
+_LONG_ROW = 256
 
 
 def split_reductions(graph: Graph, target: Target) -> Graph:
@@ -93,8 +95,11 @@ def _split_column(ctx: Context, op: Any) -> Sequence[Value] | None:
 
 
 def _split_full(ctx: Context, op: Any) -> Sequence[Value] | None:
-    """A reduction to a scalar: chunks of rows of the last axis first, then their results."""
+    """A reduction to a scalar: long rows each, or else chunks of short ones, then their results."""
     shape = op.x.type.shape
+    if isinstance(shape[-1], int) and shape[-1] >= _LONG_ROW:
+        inner = ctx.emit(type(op)(op.x, (len(shape) - 1,)))
+        return [ctx.emit(type(op)(inner, tuple(range(len(shape) - 1))))]
     if isinstance(ctx.producer(op.x), ReducePartial):
         return None
     chunk = chunk_rows(prod(shape[:-1]), shape[-1])
