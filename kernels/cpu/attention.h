@@ -10,7 +10,7 @@
 #ifndef NIR_ATTENTION_H
 #define NIR_ATTENTION_H
 
-#include "simd.h"
+#include "transpose.h"
 
 namespace NIR_NS {
 
@@ -170,26 +170,6 @@ NIR_INLINE F log_positive(F x) {
 
 NIR_INLINE F larger(F a, F b) { return a > b ? a : b; }
 
-// Rows become columns in log2(W) steps of exchanges between pairs of vectors.
-NIR_INLINE void transpose(F (&r)[W]) {
-#pragma GCC unroll 4
-  for (int s = 1; s < W; s *= 2) {
-    I low, high;
-#pragma GCC unroll 16
-    for (int l = 0; l < W; ++l) {
-      low[l] = l & s ? W + l - s : l;
-      high[l] = l & s ? W + l : l + s;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < W; ++i)
-      if (!(i & s)) {
-        const F a = r[i], b = r[i + s];
-        r[i] = __builtin_shuffle(a, b, low);
-        r[i + s] = __builtin_shuffle(a, b, high);
-      }
-  }
-}
-
 // dst[c * dst_step + r] = factor * src[r * src_step + c] for c < cols and r < rows; rows of dst are
 // filled up with zeros to whole vectors.
 inline void turn(float *dst, int64_t dst_step, const float *src, int64_t src_step, int64_t rows,
@@ -202,7 +182,7 @@ inline void turn(float *dst, int64_t dst_step, const float *src, int64_t src_ste
       for (int i = 0; i < W; ++i)
         v[i] = r0 + i < rows ? load_first(src + (r0 + i) * src_step + c0, n) * broadcast(factor)
                              : F{};
-      transpose(v);
+      transpose<float>(v);
 #pragma GCC unroll 16
       for (int i = 0; i < W; ++i)
         if (i < n) store(dst + (c0 + i) * dst_step + r0, v[i]);
@@ -220,7 +200,7 @@ inline void turn_back(float *dst, int64_t dst_step, const float *src, int64_t sr
       const F f = load(factors + c0);
 #pragma GCC unroll 16
       for (int i = 0; i < W; ++i) v[i] = i < n ? load(src + (r0 + i) * src_step + c0) * f : F{};
-      transpose(v);
+      transpose<float>(v);
 #pragma GCC unroll 16
       for (int i = 0; i < W; ++i)
         if (c0 + i < cols) store_first(dst + (c0 + i) * dst_step + r0, v[i], n);

@@ -20,39 +20,33 @@
 // Offsets and strides count elements and may be negative. Transpose, slice, flip and
 // broadcast are copies; dilate is a pad. Where the source's contiguous axis is put second to last,
 // tiles keep both sides in cache.
-#include "simd.h"
+#include "transpose.h"
 
 namespace NIR_NS {
 namespace {
 
 constexpr int kMaxAxes = 8;
 constexpr int64_t kTile = 16;
+constexpr int64_t kBand = 64;
 
-// dst[a * da + b] = src[a + b * sb] for a, b < kTile. Each line of either side is touched once, by
-// way of a small buffer: lines a power of two apart would push each other out of the cache.
+// dst[a * da + b] = src[a + b * sb] for a, b < kTile, in registers: each line of either side is
+// touched once, since lines a power of two apart would push each other out of the cache.
 template <class T>
 NIR_INLINE void transpose_tile(T *dst, const T *src, int64_t da, int64_t sb) {
-  T block[kTile][kTile];
-  for (int b = 0; b < kTile; ++b) memcpy(block[b], src + b * sb, sizeof(block[b]));
-  if constexpr (sizeof(T) == 4) {
-    typedef T Four __attribute__((vector_size(16)));
-    typedef T FourAt __attribute__((vector_size(16), aligned(1), may_alias));
-    // Four by four at a time: pairs, then pairs of pairs.
-    for (int a = 0; a < kTile; a += 4)
-      for (int b = 0; b < kTile; b += 4) {
-        Four r[4];
-        for (int i = 0; i < 4; ++i) r[i] = *reinterpret_cast<const FourAt *>(&block[b + i][a]);
-        const Four p = __builtin_shuffle(r[0], r[1], Four{0, 4, 1, 5});
-        const Four q = __builtin_shuffle(r[2], r[3], Four{0, 4, 1, 5});
-        const Four u = __builtin_shuffle(r[0], r[1], Four{2, 6, 3, 7});
-        const Four v = __builtin_shuffle(r[2], r[3], Four{2, 6, 3, 7});
-        T *out = dst + a * da + b;
-        *reinterpret_cast<FourAt *>(out) = __builtin_shuffle(p, q, Four{0, 1, 4, 5});
-        *reinterpret_cast<FourAt *>(out + da) = __builtin_shuffle(p, q, Four{2, 3, 6, 7});
-        *reinterpret_cast<FourAt *>(out + 2 * da) = __builtin_shuffle(u, v, Four{0, 1, 4, 5});
-        *reinterpret_cast<FourAt *>(out + 3 * da) = __builtin_shuffle(u, v, Four{2, 3, 6, 7});
+  if constexpr (sizeof(T) >= 4) {
+    constexpr int W = kLanes<T>;
+    for (int b = 0; b < kTile; b += W)
+      for (int a = 0; a < kTile; a += W) {
+        Vec<T> v[W];
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) v[i] = load(src + a + (b + i) * sb);
+        transpose<T>(v);
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) store(dst + (a + i) * da + b, v[i]);
       }
   } else {
+    T block[kTile][kTile];
+    for (int b = 0; b < kTile; ++b) memcpy(block[b], src + b * sb, sizeof(block[b]));
     for (int a = 0; a < kTile; ++a)
       for (int b = 0; b < kTile; ++b) dst[a * da + b] = block[b][a];
   }
@@ -68,15 +62,17 @@ void plane(T *dst, const T *src, int64_t A, int64_t B, int64_t sa, int64_t da, i
     return;
   }
   const bool turns = sa == 1 && db == 1;
-  for (int64_t a0 = 0; a0 < A; a0 += kTile)
-    for (int64_t b0 = 0; b0 < B; b0 += kTile) {
-      const int64_t a1 = min64(A, a0 + kTile), b1 = min64(B, b0 + kTile);
-      if (turns && a1 - a0 == kTile && b1 - b0 == kTile)
-        transpose_tile(dst + a0 * da + b0, src + a0 + b0 * sb, da, sb);
-      else
-        for (int64_t a = a0; a < a1; ++a)
-          for (int64_t b = b0; b < b1; ++b) dst[a * da + b * db] = src[a * sa + b * sb];
-    }
+  // A band of the source's rows is read some lines wide, so that a page is entered once for them.
+  for (int64_t band = 0; band < A; band += kBand)
+    for (int64_t b0 = 0; b0 < B; b0 += kTile)
+      for (int64_t a0 = band; a0 < min64(A, band + kBand); a0 += kTile) {
+        const int64_t a1 = min64(A, a0 + kTile), b1 = min64(B, b0 + kTile);
+        if (turns && a1 - a0 == kTile && b1 - b0 == kTile)
+          transpose_tile(dst + a0 * da + b0, src + a0 + b0 * sb, da, sb);
+        else
+          for (int64_t a = a0; a < a1; ++a)
+            for (int64_t b = b0; b < b1; ++b) dst[a * da + b * db] = src[a * sa + b * sb];
+      }
 }
 
 template <class T>

@@ -281,12 +281,15 @@ def _copy(op: Any, offset: Dim, sources: Sequence[Dim]) -> KernelCall | None:
     for a in axes:
         dims += [a.size, a.source, a.target]
     size = out.dtype.itemsize
+    # Where the source turns, whole tiles need rows of the result that lie below each other.
+    turns = len(axes) > 1 and axes[-1].source != 1 and axes[-2].source == 1
+    grain = _rows_per_grain(axes[-1].size, size)
     return KernelCall(
         f"nir_copy_{_bits(out.dtype)}",
         tuple(dims),
         rows=prod(a.size for a in axes[:-1]),
         cols=axes[-1].size,
-        row_grain=_rows_per_grain(axes[-1].size, size),
+        row_grain=max(grain, _STRIP) if turns else grain,
         col_grain=_STRIP,
         work=out.size * (2 * size),
     )
