@@ -27,13 +27,15 @@ def numbers(*shape: int, seed: int = 0) -> np.ndarray:
 def nir_step(
     fn: Callable[..., Any], arrays: Sequence[np.ndarray], constants: Sequence[np.ndarray] = ()
 ) -> Step:
-    """``fn(*arrays, *constants)`` as a program; what depends on constants alone is compiled in."""
+    """``fn(*arrays, *constants)`` as a program; ``constants`` are bound to it, as weights are."""
     import nir
     from nir.runtime import as_storage
 
+    held = [nir.tensor(c) for c in constants]
     specs = [f"{_DTYPES[a.dtype.name]}[{','.join(map(str, a.shape))}]" for a in arrays]
-    program = nir.compile(lambda *xs: fn(*xs, *map(nir.constant, constants)), *specs).executable
-    inputs = [as_storage(a) for a in arrays]
+    compiled = nir.compile(lambda *xs: fn(*xs, *held), *specs, state=held)
+    program = compiled.executable
+    inputs = [*(as_storage(a) for a in arrays), *compiled._bound]
     return lambda: program.run(inputs)
 
 

@@ -43,14 +43,19 @@ template <class T>
 NIR_INLINE void transpose_run(T *dst, int64_t step, const T *src, int64_t stride, int rows,
                               int64_t steps) {
   constexpr int W = kLanes<T>;
+  const int64_t behind = W * stride;
   for (int64_t k = 0; k < steps; k += W, dst += W * step) {
     const int n = static_cast<int>(min64(W, steps - k));
     Vec<T> v[W];
-#pragma GCC unroll 16
-    for (int i = 0; i < W; ++i) __builtin_prefetch(src + (i + W) * stride + k, 0, 2);
     if (rows == W && n == W) {
+      const T *row = src + k;
 #pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) v[i] = load(src + i * stride + k);
+      for (int i = 0; i < W; ++i, row += stride) {
+        // One address that moves on: the compiler would keep 32 of them, most in memory.
+        asm("" : "+r"(row));
+        v[i] = load(row);
+        __builtin_prefetch(row + behind, 0, 2);
+      }
     } else {
 #pragma GCC unroll 16
       for (int i = 0; i < W; ++i) v[i] = i < rows ? load_first(src + i * stride + k, n) : Vec<T>{};

@@ -84,7 +84,8 @@ def matmul(op: Matmul) -> KernelCall | None:
         ),
         rows=batch * m,
         cols=n,
-        row_grain=8,
+        # Pieces of two full tiles of rows: each brings all of B into panels for itself.
+        row_grain=2 * MAX_ROWS if isinstance(m, int) and m >= BATCH_ROWS else 8,
         col_grain=2 * PANEL,
         scratch=(PACKED_ROWS * BLOCK_K + BLOCK_K * SLIVER) * size,
         work=_quarter(batch * m * n * k),
