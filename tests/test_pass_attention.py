@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from pass_harness import graph_of, random_inputs
 
@@ -34,10 +36,33 @@ def _self_attention(order: str, causal: bool) -> Graph:
     return graph_of(f, "f32[3,5,48]")
 
 
+def _stacked_attention(order: str, causal: bool) -> Graph:
+    """The same with q, k and v as parts along an axis of their own."""
+
+    def f(x: Expr) -> list[Expr]:
+        a, b, _ = x.shape
+        perm = _PERMS[order]
+        back = tuple(perm.index(i) for i in range(4))
+        split = x.reshape((a, b, 3, 2, 8))
+        parts = split.transpose((2, *(i if i < 2 else i + 1 for i in perm)))
+        shape = parts.shape[1:]
+        heads = [
+            parts.slice((i, 0, 0, 0, 0), (1, *shape), (1,) * 5).reshape(shape) for i in range(3)
+        ]
+        out, _ = heads[0].attention(heads[1], heads[2], None, causal, 0.35)
+        y = out.transpose(back).reshape((a, b, 16))
+        return [(y * y).sum((0, 1, 2)), y]
+
+    return graph_of(f, "f32[3,5,48]")
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("order", _PERMS)
-def test_nothing_is_copied_round_attention(order: str, causal: bool) -> None:
-    graph = gradient(_self_attention(order, causal))
+@pytest.mark.parametrize("make", [_self_attention, _stacked_attention])
+def test_nothing_is_copied_round_attention(
+    make: Callable[[str, bool], Graph], order: str, causal: bool
+) -> None:
+    graph = gradient(make(order, causal))
     after = layout(graph, Target("interp"))
     assert compare(graph, after, random_inputs(graph)) is None
     (forward,) = (op for op in after.nodes if isinstance(op, Attention))
