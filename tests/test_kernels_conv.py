@@ -125,7 +125,7 @@ def conv_scratch(c: Conv, source_channels: int, size: int) -> int:
     channels, taps = source_channels // c.groups, c.kh * c.kw
     pieces = taps * channels  # as many as an NCHW image takes
     rows = max(65536, 14 * taps * channels)
-    return 40960 + pieces * 48 + (256 + rows) * size
+    return 124672 + pieces * 48 + (256 + rows) * size
 
 
 def run(

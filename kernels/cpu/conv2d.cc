@@ -1,5 +1,8 @@
 // conv2d and conv2d_input_grad: indirect GEMM on NHWC images. No im2col buffer: each tile of pixels
-// holds pointers into the source image, one for each pixel and tap, and padding points at zeros.
+// holds pointers into the source image, one for each pixel and tap. Pixels of a batch are sorted by
+// the taps that lie inside the image, and a tile has pixels of one such class: padding is never
+// multiplied, whatever the tiles are, unless channels are few (or the kernel larger than 8 x 8),
+// where it is zeros.
 //
 //   conv2d             ptrs  x [N, H, W, C], packed w, y [N, OH, OW, O]
 //                      rows  N * OH * OW output pixels; cols  O
@@ -18,9 +21,13 @@
 namespace NIR_NS {
 namespace {
 
-constexpr int kBatchRows =
-    8 * kMaxRows;                 // pixels that share a sliver of the weights while it is in L1
+// Pixels that share a sliver of the weights while it is near: of few channels, and at most.
+constexpr int kFewRows = 8 * kMaxRows, kBatchRows = 512;
 constexpr int kMaxPieces = 32;    // pieces in one block of the chain
+constexpr int64_t kPointers = 3584;   // of the tiles of a batch in one block
+constexpr int64_t kClassTaps = 8;     // of an axis, in the mask of a class
+constexpr int kClasses = 256;         // more than there are: (2 * 8 - 1) squared
+constexpr int64_t kAhead = 24;        // steps from what is multiplied to what is fetched
 constexpr int kFewChannels = 16;  // below, taps side by side in the source make one piece
 constexpr int64_t kRowElements = 65536;  // size of `rows` below, unless one tile needs more
 
@@ -30,16 +37,32 @@ struct Piece {
   int64_t b_offset;       // step in the packed weights
   int64_t source_offset;  // from the pixel's base
   int32_t length, dh, dw0, dw1;
+  uint32_t taps;          // the bits that a class needs to read it
 };
 
 struct Pixel {
   int64_t base;  // offset in the source image of tap base 0
   int64_t row;   // number of the destination row
   int32_t h, w;  // source position of tap base 0
+  int32_t of;    // class
 };
 
 struct Block {
   int32_t first, count;  // pieces
+};
+
+// Pixels that read inside the source through the same taps: bits of kernel rows, then of columns.
+struct Class {
+  uint32_t taps;
+  int32_t count, next;
+};
+
+// Rows [first, first + rows) of a batch's pixels, all of one class, and what they read in a block.
+struct Rows {
+  int32_t first, rows;
+  uint32_t taps;
+  int32_t pieces;
+  int64_t pointers, lists;  // where theirs begin
 };
 
 // One residue class of destination pixels with its taps.
@@ -55,7 +78,9 @@ struct Gather {
   Piece *pieces;
   int64_t piece_count, block_count;
   Block *blocks;
-  Pixel *pixels;
+  Pixel *pixels, *sorted;
+  Class *classes;
+  Rows *tiles;
   const T **pointers;
   T *zeros;
   T *rows;  // [batch_rows][row_steps]: pieces across the left or right edge, copied with their
@@ -64,6 +89,7 @@ struct Gather {
   int64_t *offsets;
   int64_t inner_h0, inner_h1, inner_w0, inner_w1;  // positions whose taps are all inside
   bool joins;                                      // few channels: pieces may span taps
+  bool sorts;                                      // tiles have pixels of one class
   int64_t row_steps, batch_rows;
 };
 
@@ -73,16 +99,21 @@ void take_scratch(Gather<T> &g, nir_ctx *ctx) {
   const int64_t channels = g.source_channels / g.groups, taps = g.KH * g.KW;
   g.joins = channels < kFewChannels;
   g.row_steps = g.planes * taps * channels;
-  g.batch_rows = kBatchRows;
+  g.sorts = !g.joins && g.KH <= kClassTaps && g.KW <= kClassTaps;
+  const int64_t in_block = min64(kMaxPieces, max64(1, ceil_div(kBlockK, max64(channels, 1))));
+  g.batch_rows = g.sorts ? min64(kBatchRows, kPointers / in_block) : kFewRows;
   if (g.joins && g.row_steps > 0)
-    g.batch_rows = max64(kMaxRows, min64(kBatchRows, kRowElements / g.row_steps));
+    g.batch_rows = max64(kMaxRows, min64(kFewRows, kRowElements / g.row_steps));
   const int64_t pieces = g.planes * taps * max64(1, ceil_div(channels, kBlockK));
   g.pieces = s.take<Piece>(pieces);
   g.blocks = s.take<Block>(pieces);
   g.pixels = s.take<Pixel>(kBatchRows);
-  g.pointers = s.take<const T *>(kMaxPieces * kBatchRows);
-  g.lengths = s.take<int32_t>(kMaxPieces);
-  g.offsets = s.take<int64_t>(kMaxPieces);
+  g.sorted = s.take<Pixel>(kBatchRows);
+  g.tiles = s.take<Rows>(kBatchRows);
+  g.classes = s.take<Class>(kClasses);
+  g.pointers = s.take<const T *>(kPointers);
+  g.lengths = s.take<int32_t>(kPointers);
+  g.offsets = s.take<int64_t>(kPointers);
   g.zeros = s.take<T>(kBlockK);
   g.rows = s.take<T>(g.joins ? g.batch_rows * g.row_steps : 0);
   zero_run(g.zeros, kBlockK);
@@ -116,7 +147,8 @@ void plan(Gather<T> &g) {
                            length,
                            static_cast<int32_t>(bh),
                            static_cast<int32_t>(bw),
-                           static_cast<int32_t>(bw)};
+                           static_cast<int32_t>(bw),
+                           g.sorts ? 1u << kh | 1u << (kClassTaps + kw) : 0};
         }
       }
     }
@@ -167,23 +199,75 @@ NIR_INLINE const T *resolve(const Gather<T> &g, const Piece &piece, const Pixel 
   return row;
 }
 
-// The pointers of one tile and block, [piece][row]. Where every tap of a row lies inside the image,
-// which is known before, they cost an addition.
+// The taps through which a pixel reads inside the source.
 template <class T>
-void point(const Gather<T> &g, const Block &block, int64_t group, int64_t first, int rows,
-           const T **pointers) {
-  const T *source = g.source + group * (g.source_channels / g.groups);
-  bool inner[kMaxRows];
-  for (int r = 0; r < rows; ++r) {
-    const Pixel &p = g.pixels[first + r];
-    inner[r] = p.h >= g.inner_h0 && p.h < g.inner_h1 && p.w >= g.inner_w0 && p.w < g.inner_w1;
+uint32_t taps_of(const Gather<T> &g, const Pixel &p) {
+  uint32_t taps = 0;
+  int64_t b;
+  for (int64_t k = 0; k < g.KH; ++k)
+    if (g.h.base(k, &b) && inside(p.h + b, g.h.source)) taps |= 1u << k;
+  for (int64_t k = 0; k < g.KW; ++k)
+    if (g.w.base(k, &b) && inside(p.w + b, g.w.source)) taps |= 1u << (kClassTaps + k);
+  return taps;
+}
+
+// Sorts the batch by class and cuts the classes into tiles: their number.
+template <class T>
+int64_t cut_tiles(const Gather<T> &g, int64_t count) {
+  int classes = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    Pixel &p = g.pixels[i];
+    const bool inner = !g.sorts || (p.h >= g.inner_h0 && p.h < g.inner_h1 && p.w >= g.inner_w0 &&
+                                    p.w < g.inner_w1);
+    const uint32_t taps = inner ? ~0u : taps_of(g, p);
+    int c = 0;
+    while (c < classes && g.classes[c].taps != taps) ++c;
+    if (c == classes) g.classes[classes++] = {taps, 0, 0};
+    ++g.classes[c].count;
+    p.of = c;
   }
-  for (int64_t i = block.first; i < block.first + block.count; ++i)
-    for (int r = 0; r < rows; ++r) {
-      const Pixel &p = g.pixels[first + r];
-      *pointers++ = inner[r] ? source + (p.base + g.pieces[i].source_offset)
-                             : resolve(g, g.pieces[i], p, source, g.rows + (first + r) * g.row_steps);
+  int64_t n = 0;
+  int32_t start = 0;
+  for (int c = 0; c < classes; ++c) {
+    Class &k = g.classes[c];
+    const int64_t tiles = ceil_div(k.count, kMaxRows);
+    for (int64_t i = 0; i < tiles; ++i) {
+      int64_t m;
+      int rows;
+      tile_rows(k.count, tiles, i, &m, &rows);
+      g.tiles[n++] = {start + static_cast<int32_t>(m), rows, k.taps, 0, 0, 0};
     }
+    k.next = start;
+    start += k.count;
+  }
+  for (int64_t i = 0; i < count; ++i) g.sorted[g.classes[g.pixels[i].of].next++] = g.pixels[i];
+  return n;
+}
+
+// What the tiles read in a block: pieces, and pointers [piece][row].
+template <class T>
+void point(const Gather<T> &g, const Block &block, int64_t group, int64_t tiles) {
+  const T *source = g.source + group * (g.source_channels / g.groups);
+  int64_t pointers = 0, lists = 0;
+  for (int64_t t = 0; t < tiles; ++t) {
+    Rows &tile = g.tiles[t];
+    tile.pieces = 0, tile.pointers = pointers, tile.lists = lists;
+    const Pixel *pixels = g.sorted + tile.first;
+    for (int32_t i = block.first; i < block.first + block.count; ++i) {
+      const Piece &piece = g.pieces[i];
+      if ((piece.taps & tile.taps) != piece.taps) continue;
+      g.lengths[lists] = piece.length, g.offsets[lists++] = piece.b_offset;
+      ++tile.pieces;
+      for (int32_t r = 0; r < tile.rows; ++r) {
+        const Pixel &p = pixels[r];
+        const bool inner = g.sorts || (p.h >= g.inner_h0 && p.h < g.inner_h1 &&
+                                       p.w >= g.inner_w0 && p.w < g.inner_w1);
+        g.pointers[pointers++] =
+            inner ? source + (p.base + piece.source_offset)
+                  : resolve(g, piece, p, source, g.rows + (tile.first + r) * g.row_steps);
+      }
+    }
+  }
 }
 
 // Columns [c0, c1), all of one group, of the `count` pixels that are listed. With `epilogue`, they
@@ -193,51 +277,45 @@ int32_t run_batch(nir_ctx *ctx, const Gather<T> &g, int64_t count, int64_t group
                   int64_t c1, bool epilogue) {
   constexpr int64_t sliver = 2 * kLanes<T> > kPanel ? 2 * kLanes<T> : kPanel;
   const int64_t channels = g.source_channels / g.groups, columns = g.dest_channels / g.groups;
-  const int64_t K = g.planes * g.KH * g.KW * channels, tiles = ceil_div(count, kMaxRows);
+  const int64_t K = g.planes * g.KH * g.KW * channels, first_row = g.pixels[0].row;
   const T *weights = g.weights + group * ceil_div(columns, kPanel) * K * kPanel;
   if (!g.block_count) {
     for (int64_t i = 0; i < count; ++i)
       zero_run(g.dest + g.pixels[i].row * g.dest_channels + c0, c1 - c0);
-    return epilogue ? finish(ctx, g.pixels[0].row, g.pixels[0].row + count, c0, c1) : NIR_OK;
+    return epilogue ? finish(ctx, first_row, first_row + count, c0, c1) : NIR_OK;
   }
+  const int64_t tiles = cut_tiles(g, count);
   for (int64_t b = 0; b < g.block_count; ++b) {
-    const Block &block = g.blocks[b];
-    for (int64_t i = 0; i < block.count; ++i) {
-      g.lengths[i] = g.pieces[block.first + i].length;
-      g.offsets[i] = g.pieces[block.first + i].b_offset;
-    }
-    for (int64_t i = 0; i < tiles; ++i) {
-      int64_t m;
-      int rows;
-      tile_rows(count, tiles, i, &m, &rows);
-      point(g, block, group, m, rows, g.pointers + m * kMaxPieces);
-    }
+    point(g, g.blocks[b], group, tiles);
     for (int64_t c = c0; c < c1; c += sliver) {
       const int64_t cols = min64(sliver, c1 - c);
+      int64_t ahead = kAhead * kPanel;  // the first tile fetches the sliver for all
       for (int64_t i = 0; i < tiles; ++i) {
-        int64_t m;
-        int rows;
-        tile_rows(count, tiles, i, &m, &rows);
+        const Rows &tile = g.tiles[i];
+        if (b > 0 && !tile.pieces) continue;
         T *out[kMaxRows];
-        Tile<T> t{g.pointers + m * kMaxPieces,
+        Tile<T> t{g.pointers + tile.pointers,
                   nullptr,
                   kPanel,
                   K * kPanel,
-                  block.count,
-                  g.lengths,
-                  g.offsets,
+                  tile.pieces,
+                  g.lengths + tile.lists,
+                  g.offsets + tile.lists,
                   out,
                   0,
                   b > 0};
-        tile_columns<false>(t, rows, cols, [&](Tile<T> &t, int64_t j) {
+        t.ahead = ahead;
+        if (tile.pieces) ahead = 0;
+        const Pixel *pixels = g.sorted + tile.first;
+        tile_columns<false>(t, tile.rows, cols, [&](Tile<T> &t, int64_t j) {
           const int64_t n = c - group * columns + j;
           t.b = weights + n / kPanel * K * kPanel + n % kPanel;
-          for (int r = 0; r < rows; ++r)
-            out[r] = g.dest + g.pixels[m + r].row * g.dest_channels + c + j;
+          for (int r = 0; r < tile.rows; ++r)
+            out[r] = g.dest + pixels[r].row * g.dest_channels + c + j;
         });
       }
       if (epilogue && b + 1 == g.block_count) {
-        int32_t status = finish(ctx, g.pixels[0].row, g.pixels[0].row + count, c, c + cols);
+        int32_t status = finish(ctx, first_row, first_row + count, c, c + cols);
         if (status) return status;
       }
     }
@@ -273,7 +351,7 @@ int32_t run_class(nir_ctx *ctx, Gather<T> &g, int64_t r0, int64_t r1, int64_t c0
         const int64_t w = (x - g.w.first) / g.w.step * g.w.source_step;
         g.pixels[count++] = {
             ((image * g.planes * g.h.source + h) * g.w.source + w) * g.source_channels,
-            line * g.dest_w + x, static_cast<int32_t>(h), static_cast<int32_t>(w)};
+            line * g.dest_w + x, static_cast<int32_t>(h), static_cast<int32_t>(w), 0};
         if (count == g.batch_rows) {
           if (int32_t status = run_groups(ctx, g, count, c0, c1, epilogue)) return status;
           count = 0;

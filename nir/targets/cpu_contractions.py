@@ -21,8 +21,9 @@ PACKED_ROWS = 336
 SLIVER = 32
 MAX_ROWS = 14
 ROW_STEP = 16
-BATCH_ROWS = 8 * MAX_ROWS
-MAX_PIECES = 32
+BATCH_ROWS = 512
+POINTERS = 3584
+CLASSES = 256
 FEW_CHANNELS = 16
 ROW_ELEMENTS = 65536
 GRAD_COLUMNS = 256
@@ -136,14 +137,15 @@ def _window(op: Any, x: Shape, y: Shape, kernel: tuple[Dim, Dim]) -> tuple[Dim, 
 
 
 def _gather_scratch(source_channels: int, groups: int, taps: int, size: int) -> int:
-    """Bytes that conv2d.cc takes: pieces, blocks, pixels, pointers, lengths, zeros, copied rows."""
+    """Bytes that conv2d.cc takes: pieces and blocks, pixels (twice) and tiles, classes, pointers with
+    lengths and offsets, zeros, copied rows."""
     channels = source_channels // groups
     pieces = taps * max(1, -(-channels // BLOCK_K))
     rows = 0
     if channels < FEW_CHANNELS:
         rows = max(ROW_ELEMENTS, MAX_ROWS * taps * channels)
-    fixed = BATCH_ROWS * 24 + MAX_PIECES * BATCH_ROWS * 8 + MAX_PIECES * 12
-    return fixed + pieces * (32 + 8) + (BLOCK_K + rows) * size + 8 * _LINE
+    fixed = BATCH_ROWS * (2 * 32 + 32) + CLASSES * 12 + POINTERS * (8 + 4 + 8)
+    return fixed + pieces * (40 + 8) + (BLOCK_K + rows) * size + 12 * _LINE
 
 
 def _convolution(op: Any, image: Any, input_grad: bool) -> KernelCall | None:
@@ -165,12 +167,18 @@ def _convolution(op: Any, image: Any, input_grad: bool) -> KernelCall | None:
     if not input_grad and not depthwise:
         dims += (int(planar),)
     kernel = "conv2d_depthwise" if depthwise else "conv2d"
+    rows = prod(out.shape[:3])
+    # Weights larger than the image they meet are read once by all threads together: columns split.
+    by_columns = isinstance(rows, int) and taps * ci * co > prod(t.shape) and not depthwise
+    row_grain = 8
+    if by_columns and op.groups == 1 and out.shape[3] >= 8 * PANEL:
+        row_grain = max(1, rows)
     call = KernelCall(
         f"nir_{kernel}{'_input_grad' if input_grad else ''}_{dtype}",
         dims,
-        rows=prod(out.shape[:3]),
+        rows=rows,
         cols=out.shape[3],
-        row_grain=8,
+        row_grain=row_grain,
         col_grain=2 * PANEL if op.groups == 1 else 0,
         # A plane of an image counts as a source of one channel.
         scratch=(
