@@ -244,13 +244,17 @@ int64_t cut_tiles(const Gather<T> &g, int64_t count) {
   return n;
 }
 
-// What the tiles read in a block: pieces, and pointers [piece][row].
-template <class T>
-void point(const Gather<T> &g, const Block &block, int64_t group, int64_t tiles) {
-  const T *source = g.source + group * (g.source_channels / g.groups);
+// What the tiles read in a block: pieces, and pointers [piece][row], from where `next` says on.
+struct Next {
   int64_t pointers = 0, lists = 0;
+};
+template <class T>
+void point(const Gather<T> &g, const Block &block, int64_t group, Rows *tile_list, int64_t tiles,
+           Next &next) {
+  const T *source = g.source + group * (g.source_channels / g.groups);
+  int64_t pointers = next.pointers, lists = next.lists;
   for (int64_t t = 0; t < tiles; ++t) {
-    Rows &tile = g.tiles[t];
+    Rows &tile = tile_list[t];
     tile.pieces = 0, tile.pointers = pointers, tile.lists = lists;
     const Pixel *pixels = g.sorted + tile.first;
     for (int32_t i = block.first; i < block.first + block.count; ++i) {
@@ -268,6 +272,7 @@ void point(const Gather<T> &g, const Block &block, int64_t group, int64_t tiles)
       }
     }
   }
+  next = {pointers, lists};
 }
 
 // Columns [c0, c1), all of one group, of the `count` pixels that are listed. With `epilogue`, they
@@ -285,39 +290,57 @@ int32_t run_batch(nir_ctx *ctx, const Gather<T> &g, int64_t count, int64_t group
     return epilogue ? finish(ctx, first_row, first_row + count, c0, c1) : NIR_OK;
   }
   const int64_t tiles = cut_tiles(g, count);
-  for (int64_t b = 0; b < g.block_count; ++b) {
-    point(g, g.blocks[b], group, tiles);
+  const auto multiply = [&](int64_t b, const Rows *list, int64_t c, int64_t cols) {
+    int64_t ahead = kAhead * kPanel;  // the first tile fetches the sliver for all
+    for (int64_t i = 0; i < tiles; ++i) {
+      const Rows &tile = list[i];
+      if (b > 0 && !tile.pieces) continue;
+      T *out[kMaxRows];
+      Tile<T> t{g.pointers + tile.pointers,
+                nullptr,
+                kPanel,
+                K * kPanel,
+                tile.pieces,
+                g.lengths + tile.lists,
+                g.offsets + tile.lists,
+                out,
+                0,
+                b > 0};
+      t.ahead = ahead;
+      if (tile.pieces) ahead = 0;
+      const Pixel *pixels = g.sorted + tile.first;
+      tile_columns<false>(t, tile.rows, cols, [&](Tile<T> &t, int64_t j) {
+        const int64_t n = c - group * columns + j;
+        t.b = weights + n / kPanel * K * kPanel + n % kPanel;
+        for (int r = 0; r < tile.rows; ++r)
+          out[r] = g.dest + pixels[r].row * g.dest_channels + c + j;
+      });
+    }
+  };
+  Next next;
+  if (tiles * g.block_count <= kBatchRows && count * g.piece_count <= kPointers) {
+    // Few pixels: all they read is listed at once, and the weights stream by in the order in which
+    // they lie.
+    for (int64_t b = g.block_count - 1; b >= 0; --b) {
+      if (b) memcpy(g.tiles + b * tiles, g.tiles, static_cast<size_t>(tiles) * sizeof(Rows));
+      point(g, g.blocks[b], group, g.tiles + b * tiles, tiles, next);
+    }
     for (int64_t c = c0; c < c1; c += sliver) {
       const int64_t cols = min64(sliver, c1 - c);
-      int64_t ahead = kAhead * kPanel;  // the first tile fetches the sliver for all
-      for (int64_t i = 0; i < tiles; ++i) {
-        const Rows &tile = g.tiles[i];
-        if (b > 0 && !tile.pieces) continue;
-        T *out[kMaxRows];
-        Tile<T> t{g.pointers + tile.pointers,
-                  nullptr,
-                  kPanel,
-                  K * kPanel,
-                  tile.pieces,
-                  g.lengths + tile.lists,
-                  g.offsets + tile.lists,
-                  out,
-                  0,
-                  b > 0};
-        t.ahead = ahead;
-        if (tile.pieces) ahead = 0;
-        const Pixel *pixels = g.sorted + tile.first;
-        tile_columns<false>(t, tile.rows, cols, [&](Tile<T> &t, int64_t j) {
-          const int64_t n = c - group * columns + j;
-          t.b = weights + n / kPanel * K * kPanel + n % kPanel;
-          for (int r = 0; r < tile.rows; ++r)
-            out[r] = g.dest + pixels[r].row * g.dest_channels + c + j;
-        });
-      }
-      if (epilogue && b + 1 == g.block_count) {
-        int32_t status = finish(ctx, first_row, first_row + count, c, c + cols);
-        if (status) return status;
-      }
+      for (int64_t b = 0; b < g.block_count; ++b) multiply(b, g.tiles + b * tiles, c, cols);
+      if (epilogue)
+        if (int32_t status = finish(ctx, first_row, first_row + count, c, c + cols)) return status;
+    }
+    return NIR_OK;
+  }
+  for (int64_t b = 0; b < g.block_count; ++b) {
+    next = {};
+    point(g, g.blocks[b], group, g.tiles, tiles, next);
+    for (int64_t c = c0; c < c1; c += sliver) {
+      const int64_t cols = min64(sliver, c1 - c);
+      multiply(b, g.tiles, c, cols);
+      if (epilogue && b + 1 == g.block_count)
+        if (int32_t status = finish(ctx, first_row, first_row + count, c, c + cols)) return status;
     }
   }
   return NIR_OK;

@@ -137,8 +137,11 @@ def _window(op: Any, x: Shape, y: Shape, kernel: tuple[Dim, Dim]) -> tuple[Dim, 
 
 
 def _gather_scratch(source_channels: int, groups: int, taps: int, size: int) -> int:
-    """Bytes that conv2d.cc takes: pieces and blocks, pixels (twice) and tiles, classes, pointers with
-    lengths and offsets, zeros, copied rows."""
+    """Bytes that conv2d.cc takes.
+
+    Pieces and blocks, pixels (twice) and tiles, classes, pointers with lengths and offsets, zeros,
+    copied rows.
+    """
     channels = source_channels // groups
     pieces = taps * max(1, -(-channels // BLOCK_K))
     rows = 0
@@ -169,10 +172,9 @@ def _convolution(op: Any, image: Any, input_grad: bool) -> KernelCall | None:
     kernel = "conv2d_depthwise" if depthwise else "conv2d"
     rows = prod(out.shape[:3])
     # Weights larger than the image they meet are read once by all threads together: columns split.
-    by_columns = isinstance(rows, int) and taps * ci * co > prod(t.shape) and not depthwise
     row_grain = 8
-    if by_columns and op.groups == 1 and out.shape[3] >= 8 * PANEL:
-        row_grain = max(1, rows)
+    if isinstance(rows, int) and op.groups == 1 and out.shape[3] >= 8 * PANEL:
+        row_grain = max(1, rows) if taps * ci * co > prod(t.shape) else 8
     call = KernelCall(
         f"nir_{kernel}{'_input_grad' if input_grad else ''}_{dtype}",
         dims,
