@@ -16,6 +16,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -113,6 +114,13 @@ class _Peer:
         self.process.stdin.flush()
         return self.read()
 
+    def pause(self) -> None:
+        """Stop the process: threads that spin while they wait would take the others' cores."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
     def close(self) -> None:
         self.process.kill()
         self.process.communicate()  # waits, and closes the pipes
@@ -156,6 +164,7 @@ def measure(
                         peer.close()
                     results[name] = {"error": str(error)}
                     continue
+                peer.pause()
                 running[name] = peer
                 first = hello["first_call_seconds"]
                 results[name] = {
@@ -168,7 +177,9 @@ def measure(
                 }
             for i in range(rounds + 1):
                 for peer in running.values():
+                    peer.resume()
                     taken = peer.ask(f"time {seconds}")["step_seconds"]
+                    peer.pause()
                     if i > 0:  # the first round warms up
                         peer.times.append(taken)
             for name, peer in running.items():

@@ -206,7 +206,7 @@ def _ms(m: Measurement) -> str:
 
 
 def chart(rows: Rows, path: Path) -> None:
-    """Bars of each peer's time over nir's, for the workloads that ran on both."""
+    """Bars of each peer's ratio to nir, where there is one."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -217,10 +217,12 @@ def chart(rows: Rows, path: Path) -> None:
     thickness = 0.8 / max(len(peers), 1)
     for k, peer in enumerate(peers):
         found = [
-            (i, m.median / measured[0].median)
+            (i, times.value)
             for i, measured in enumerate(rows.values())
             for m in measured
-            if m.peer == peer and not m.error and not measured[0].error
+            if m.peer == peer
+            and (times := speedup(measured[0], m)) is not None
+            and not times.is_noise
         ]
         at = [i + (k + 0.5) * thickness - 0.4 for i, _ in found]
         bars = axes.barh(at, [r for _, r in found], thickness, label=peer)

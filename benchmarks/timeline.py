@@ -19,7 +19,7 @@ from nir.ir.bind import bind_shapes
 from nir.ir.dim import evaluate
 from nir.ir.graph import location_text
 
-_STEPS = 20
+_STEPS = 20  # of each kind; fewer where they are long
 _PRODUCTS = ("matmul", "conv", "attention", "attend")
 
 
@@ -73,7 +73,10 @@ def timed(step: Any) -> tuple[float, float, list[float]]:
         noted.append({})
         return core.run(inputs, donate, noted[-1], in_place)
 
-    for _ in range(_STEPS):
+    start = time.perf_counter()
+    step()
+    steps = _STEPS if time.perf_counter() - start < 0.05 else _STEPS // 3
+    for _ in range(steps):
         executable.run = clocked
         start = time.perf_counter()
         step()

@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks import workloads
 
-_LONG_STEP = 0.05  # seconds, in which waking up is nothing
+_LONG_STEP = 0.2  # seconds, in which waking up is nothing
 _SAMPLES = 64  # elements of an array that are compared, besides its mean and its mean size
 
 

@@ -63,6 +63,9 @@ WORKLOAD = Workload(
     kind="training",
     flops=2 * _FIRST + 3 * _REST,
     parameters=6_575_370,
+    # Adam's first steps have the length of the rate wherever a gradient's sign is noise: peers
+    # that agree to 1e-7 in the first loss differ by up to 4e-3 in the third.
+    tolerance=1e-2,
     peers={
         "nir": _nir,
         **training.torch_image_peers(_torch_model, _batches),
