@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 
 from nir import flags
-from nir.codegen import CODEGEN_VERSION, LoopKernel, compile_blob, lower_fused, print_llvm
+from nir.codegen import CODEGEN_VERSION, LoopKernel, compile_blob, lower_fused, print_llvm, rest
 from nir.errors import UnsupportedError, VerifyError
 from nir.ir.compare import beyond_rounding, worst
 from nir.ir.dim import Dim, symbols, value
@@ -260,7 +261,11 @@ _blobs: dict[tuple[str, str], bytes] = {}
 
 
 def _blobs_of(loops: Mapping[str, LoopKernel], isa: str) -> dict[str, bytes]:
-    return {name: _blob(kernel, isa) for name, kernel in loops.items()}
+    known = len(_blobs)
+    made = {name: _blob(kernel, isa) for name, kernel in loops.items()}
+    if len(_blobs) > known and "llvmlite.binding" in sys.modules:
+        rest()
+    return made
 
 
 def _blob(kernel: LoopKernel, isa: str) -> bytes:

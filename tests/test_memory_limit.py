@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +27,8 @@ from nir.ir.text import parse_graph
 from nir.passes.rematerialise import needed, rematerialise
 from nir.passes.schedule import order, peak, reused
 from nir.runtime import as_storage, memory_stats, reset_peak_memory
+
+ROOT = Path(__file__).parent.parent
 
 
 def taken(exe: Any, inputs: Sequence[np.ndarray]) -> int:
@@ -255,3 +261,33 @@ def test_amounts(text: Any, amount: int | None) -> None:
 def test_amounts_that_are_none(text: Any) -> None:
     with pytest.raises(NirError, match="expected a number of bytes or a text such as '64MiB'"):
         bytes_of(text)
+
+
+_REST = """
+import os, re, sys
+import nir
+from nir.codegen.engine import rest
+
+def resident():
+    text = open("/proc/self/smaps").read()
+    blocks = re.findall(r"r-xp [^\\n]*llvmlite[^\\n]*\\n(?:[A-Z][^\\n]*\\n)*", text)
+    return sum(int(re.search(r"Rss: +(\\d+)", b)[1]) for b in blocks)
+
+f = nir.compile(lambda x: (x.exp() + 1).log(), "f32[8]")
+after = resident()
+assert "llvmlite" in sys.modules
+g = nir.compile(lambda x: (x.tanh() + 3).exp(), "f32[8]")
+print(after, resident(), rest(), abs(float(g(nir.zeros(8)).numpy()[0]) - 20.085537) < 1e-4)
+"""
+
+
+def test_the_memory_of_llvms_code_is_given_back(tmp_path: Any) -> None:
+    env = {**os.environ, "NIR_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", _REST], capture_output=True, text=True, env=env, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    first, second, mapped, right = done.stdout.split()
+    assert right == "True" and int(mapped) > 8 << 20
+    # Of some 50 MB, a few pages that were in use on the way out.
+    assert int(first) < 4096 and int(second) < 4096

@@ -37,7 +37,8 @@ _LARGE = 16 << 20  # bytes that a program keeps, for it to be worth while withou
 _SPENT = 0.01  # of the work, without a limit
 _GAIN = 5  # how much larger a part of the memory that must save
 _LEAST = 0.05
-_GOAL = 0.8
+_GOAL = 0.8  # of the peak
+_PATIENCE = 60  # graphs are looked at; each takes time linear in its size
 _NOTABLE = 1 / 128  # a value's least share of the peak
 _TRIED = 12  # values at each step
 _CONE = 24  # ops that run again for one value, at most
@@ -67,7 +68,7 @@ def _cheaper(graph: Graph, target: Target) -> Graph:
     if kept < _LARGE:
         return graph
     work = sum(map(_work, graph.nodes))
-    smaller = order(_reduced(_with_own_views(graph), int(_GOAL * kept), _SPENT * work))
+    smaller = order(_reduced(_with_own_views(graph), int(_GOAL * kept), _SPENT * work, _PATIENCE))
     before, after = needed(graph, target), needed(smaller, target)
     added = sum(map(_work, smaller.nodes)) - work
     worth = before - after >= before * max(_GAIN * added / work, _LEAST)
@@ -95,18 +96,19 @@ def scratch(graph: Graph, target: Target) -> int:
     return most * target.threads
 
 
-def _reduced(graph: Graph, goal: int, spend: float = math.inf) -> Graph:
+def _reduced(graph: Graph, goal: int, spend: float = math.inf, patience: float = math.inf) -> Graph:
     """``graph`` with values computed again until ``goal`` bytes are live, or no step helps.
 
-    What runs again may be ``spend`` work in all.
+    What runs again may be ``spend`` work in all; ``patience`` is how many steps are tried.
     """
     pairs = _Pairs()
     above = _above(_Lives(graph, pairs), goal)
-    while above[0] > 0:
+    while above[0] > 0 and patience > 0:
         for candidate in _candidates(graph, _Lives(graph, pairs)):
             work = sum(_work(graph.nodes[k]) for k in candidate[2])
             if work > spend:
                 continue
+            patience -= 1
             smaller = _repeated(graph, *candidate)
             now = _above(_Lives(smaller, pairs), goal)
             if now < above:
