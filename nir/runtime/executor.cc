@@ -390,7 +390,10 @@ std::shared_ptr<const Executable::Bound> Executable::evaluate(
     const auto units = [](int64_t n, int64_t grain) { return n / grain + (n % grain != 0); };
     const int64_t row_units = units(call.rows, c.row_grain);
     const int64_t col_units = c.col_grain ? units(call.cols, c.col_grain) : 1;
-    call.by_cols = col_units > row_units && row_units < 2 * ThreadPool::instance().size();
+    // By columns where rows are too few to share out, and where columns are so many that whatever
+    // belongs to them (the weights of a product) should be read by one thread only.
+    call.by_cols = (col_units > row_units && row_units < 2 * ThreadPool::instance().size()) ||
+                   col_units > kManyColumns * row_units;
     call.grain = call.by_cols ? c.col_grain : c.row_grain;
     call.units = call.by_cols ? col_units : row_units;
     const int64_t work = values[c.work];

@@ -14,6 +14,8 @@ namespace nir {
 
 // Below this much work (bytes moved, or flops / 8) a second thread costs more than it brings.
 constexpr int64_t kSerialWork = 64 << 10;
+// Units of columns for each unit of rows from which a call is cut by columns.
+constexpr int64_t kManyColumns = 8;
 
 // Flushes denormals to zero, in operands and results, on this thread; restores on destruction.
 class FlushDenormals {
