@@ -22,7 +22,7 @@ from nir.errors import UnsupportedError
 from nir.ir.graph import Graph
 from nir.ir.interp import run
 from nir.ir.op import Op, Value
-from nir.ops import Cast, Cos, Prod, Sin
+from nir.ops import Cast, Cos, Eq, Ne, Prod, Sin
 
 # What the CPU refuses by name, and rightly: convolutions whose kernel has no fixed size.
 UNSUPPORTED = re.compile(r"conv2d\w*\(.*B,")
@@ -33,7 +33,8 @@ def runnable(graph: Graph, inputs: fuzz.Arrays) -> tuple[Graph, fuzz.Arrays]:
 
     Those are products that overflow on the way to 0 (0 * inf is nan in one order and 0
     in another), convolutions of infinities or nan, sines of numbers beyond the range of their
-    bound, and integers of floats that are almost integers. What a region computes is not seen: one
+    bound, integers of floats that are almost integers, tests whether almost equal floats are equal,
+    and attention to scores whose exponentials overflow. What a region computes is not seen: one
     that holds products or sines is cut out.
     """
     known: dict[Value, np.ndarray] = {}
@@ -48,7 +49,9 @@ def runnable(graph: Graph, inputs: fuzz.Arrays) -> tuple[Graph, fuzz.Arrays]:
         # Kernels multiply padding by weights, and 0 * nan is nan.
         padded = op.name.startswith("conv") and not all(map(_is_finite, operands))
         jumps = isinstance(op, Cast) and op.dtype.is_integer and _nearly_integer(operands[0])
-        if unseen or overflows or turns or padded or jumps:
+        equals = isinstance(op, Eq | Ne) and _nearly_equal(*operands)
+        bursts = op.name.startswith("attention") and any(_bursts(x) for x in operands)
+        if equals or bursts or unseen or overflows or turns or padded or jumps:
             cut.append(op)
 
     run(graph, inputs, trace=see)
@@ -67,6 +70,19 @@ def _nearly_integer(x: np.ndarray) -> bool:
         off = np.abs(x - np.round(x))
         near = off <= 64 * np.finfo(x.dtype).eps * np.maximum(1, np.abs(x))
     return bool((near & (off > 0)).any())
+
+
+def _nearly_equal(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether two floats are equal but for rounding."""
+    if x.dtype.kind != "f":
+        return False
+    with np.errstate(all="ignore"):
+        return bool((np.abs(x - y) <= 64 * np.finfo(x.dtype).eps * np.abs(x)).any())
+
+
+def _bursts(x: np.ndarray | None) -> bool:
+    """Whether a score made of ``x`` may be beyond the exponential's range."""
+    return x is not None and x.dtype.kind == "f" and bool((np.abs(x) > 20).any())
 
 
 def _huge(x: np.ndarray) -> bool:

@@ -311,6 +311,7 @@ NO_PEER = {
     "shift_left", "shift_right", "shift_right_logical", "full", "iota", "constant", "pack",
     "pack_conv2d", "reduce_partial", "fused", "random_bits", "random_uniform", "random_normal",
     "random_bernoulli", "custom_vjp", "host_call", "scan", "cond", "while_loop", "check_index",
+    "hold",
 }  # fmt: skip
 
 

@@ -156,7 +156,8 @@ def _check_blocks(
         if high > align(value(plan.arena, env)):
             _fail(graph, op, where, f"its block ends at byte {high} of the arena")
         for r in ranges:
-            if r.start <= i <= r.end and r.low < high and low < r.high:
+            inside = max(r.low, low) < min(r.high, high)  # nothing of an empty value is
+            if r.start <= i <= r.end and inside:
                 _fail(
                     graph,
                     op,

@@ -274,9 +274,7 @@ def _renamed(op: Op, names: Mapping[Value, Value]) -> Op:
 
 def _views(graph: Graph, v: Value, kept: set[Value]) -> list[Op]:
     """The ops that make the view ``v``, in order; those of outputs stay where they are."""
-    chain: list[Op] = []
     op = graph.producer.get(v)
-    while op is not None and is_alias(op) and op.results[0] not in kept:
-        chain.append(op)
-        op = graph.producer.get(op.operands[0])
-    return chain[::-1]
+    if op is None or not is_alias(op) or op.results[0] in kept:
+        return []
+    return [*(view for x in op.operands for view in _views(graph, x, kept)), op]
