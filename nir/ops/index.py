@@ -112,6 +112,16 @@ class CheckIndex(Op):
         ]
 
 
+def _check_updates(op: Op, x: Value, indices: Value, updates: Value, axis: int) -> TensorType:
+    """The type of ``take(x, indices, axis)``. Raises ShapeError for updates of another shape."""
+    _check(op, x, indices, axis)
+    s = x.type.shape
+    expected = x.type.with_(shape=(*s[:axis], *indices.type.shape, *s[axis + 1 :]))
+    if updates.type.shape != expected.shape:
+        raise ShapeError(f"{op.name}: expected updates {expected}, got {updates.type}")
+    return expected
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class ScatterAdd(Op):
     """x with ``updates`` added at ``indices`` along ``axis``; repeated indices add up, in order.
@@ -126,12 +136,8 @@ class ScatterAdd(Op):
     kind = "other"
 
     def infer(self) -> tuple[TensorType, ...]:
-        _check(self, self.x, self.indices, self.axis)
+        _check_updates(self, self.x, self.indices, self.updates, self.axis)
         t, u = self.x.type, self.updates.type
-        s = t.shape
-        expected = (*s[: self.axis], *self.indices.type.shape, *s[self.axis + 1 :])
-        if u.shape != expected:
-            raise ShapeError(f"scatter_add: expected updates {t.with_(shape=expected)}, got {u}")
         if u.dtype != t.dtype or t.dtype.kind == "bool":
             raise DTypeError(f"scatter_add: expected one number dtype, got x: {t}, updates: {u}")
         return (t,)
@@ -179,15 +185,10 @@ class Put(Op):
     kind = "other"
 
     def infer(self) -> tuple[TensorType, ...]:
-        _check(self, self.x, self.indices, self.axis)
-        t, u = self.x.type, self.updates.type
-        s = t.shape
-        expected = t.with_(shape=(*s[: self.axis], *self.indices.type.shape, *s[self.axis + 1 :]))
-        if u.shape != expected.shape:
-            raise ShapeError(f"put: expected updates {expected}, got {u}")
-        if u.dtype != t.dtype:
-            raise DTypeError(f"put: expected updates {expected}, got {u}")
-        return (t,)
+        expected = _check_updates(self, self.x, self.indices, self.updates, self.axis)
+        if self.updates.type.dtype != expected.dtype:
+            raise DTypeError(f"put: expected updates {expected}, got {self.updates.type}")
+        return (self.x.type,)
 
     def ref(
         self, x: np.ndarray, indices: np.ndarray, updates: np.ndarray
