@@ -16,18 +16,6 @@
 namespace NIR_NS {
 namespace {
 
-struct Problem {
-  int64_t H, T, S, D, E;
-  View q, k, v, out;
-  int64_t mask_kind, mask[4];
-  bool causal;
-  float scale;
-  explicit Problem(const int64_t *d)
-      : H(d[1]), T(d[2]), S(d[3]), D(d[4]), E(d[5]), q(view(d + 6)), k(view(d + 10)),
-        v(view(d + 14)), out(view(d + 18)), mask_kind(d[22]), mask{d[23], d[24], d[25], d[26]},
-        causal(d[27] != 0), scale(as_float(d[28])) {}
-};
-
 // One strip of queries in scratch.
 struct Strip {
   float *q;        // [D][kStrip], scaled
@@ -57,7 +45,7 @@ struct Strip {
 
 // V vectors of queries from lane c on, against `keys` keys of a block.
 template <int V>
-NIR_INLINE void block(const Problem &p, const Strip &s, const float *k, const float *v,
+NIR_INLINE void block(const Forward &p, const Strip &s, const float *k, const float *v,
                       int64_t v_step, int64_t c, int64_t keys, bool masked, bool cut, int64_t q_seen) {
   F top[V];
 #pragma GCC unroll 4
@@ -114,7 +102,7 @@ NIR_INLINE void block(const Problem &p, const Strip &s, const float *k, const fl
 }
 
 int32_t attention(nir_ctx *ctx, void *const *ptrs, const int64_t *d, int64_t r0, int64_t r1) {
-  const Problem p(d);
+  const Forward p(d);
   const Strip s(static_cast<float *>(ctx->scratch), p.D, p.E);
   const int n = p.mask_kind ? 4 : 3;
   const float *q = at<const float>(ptrs, 0), *k = at<const float>(ptrs, 1),

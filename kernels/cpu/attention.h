@@ -275,6 +275,19 @@ NIR_INLINE float as_float(int64_t bits) {
   return f;
 }
 
+// What the forward kernels are given: dims as in attention.cc.
+struct Forward {
+  int64_t H, T, S, D, E;
+  View q, k, v, out;
+  int64_t mask_kind, mask[4];
+  bool causal;
+  float scale;
+  explicit Forward(const int64_t *d)
+      : H(d[1]), T(d[2]), S(d[3]), D(d[4]), E(d[5]), q(view(d + 6)), k(view(d + 10)),
+        v(view(d + 14)), out(view(d + 18)), mask_kind(d[22]), mask{d[23], d[24], d[25], d[26]},
+        causal(d[27] != 0), scale(as_float(d[28])) {}
+};
+
 }  // namespace NIR_NS
 
 #endif  // NIR_ATTENTION_H

@@ -15,18 +15,6 @@ constexpr int kLane = 16;            // lanes of a sum, on every ISA level
 constexpr int kParts = kLane / W;    // vectors that hold them
 constexpr int64_t kFewKeys = 256;    // keys of a block
 
-struct Few {
-  int64_t H, T, S, D, E;
-  View q, k, v, out;
-  int64_t mask_kind, mask[4];
-  bool causal;
-  float scale;
-  explicit Few(const int64_t *d)
-      : H(d[1]), T(d[2]), S(d[3]), D(d[4]), E(d[5]), q(view(d + 6)), k(view(d + 10)),
-        v(view(d + 14)), out(view(d + 18)), mask_kind(d[22]), mask{d[23], d[24], d[25], d[26]},
-        causal(d[27] != 0), scale(as_float(d[28])) {}
-};
-
 // Lanes l and l + s of a in the lanes l without bit s, those of b in the lanes with it.
 template <int s>
 NIR_INLINE F pairs(F a, F b) {
@@ -118,7 +106,7 @@ NIR_INLINE float sum_of_lanes(const float *lanes) {
 }
 
 int32_t attention_few(nir_ctx *ctx, void *const *ptrs, const int64_t *d, int64_t r0, int64_t r1) {
-  const Few p(d);
+  const Forward p(d);
   const int n = p.mask_kind ? 4 : 3;
   const int64_t padded_d = ceil_div(p.D, kLane) * kLane;
   float *q = static_cast<float *>(ctx->scratch), *score = q + padded_d, *masks = score + kFewKeys,
