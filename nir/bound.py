@@ -6,7 +6,6 @@ import functools
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 from nir import flags
 from nir.compile import (
@@ -20,6 +19,7 @@ from nir.compile import (
     resolve_target,
     stored_program,
 )
+from nir.frozen import Frozen, replace
 from nir.ir.graph import Graph
 from nir.ir.interp import random_inputs
 from nir.ir.program import Target
@@ -35,8 +35,7 @@ from nir.runtime import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class BoundProgram:
+class BoundProgram(Frozen):
     """A program some inputs of which are weights, in the form in which it reads them.
 
     ``executable`` takes the inputs numbered in ``kept``, of those of the whole graph, and behind

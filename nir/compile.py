@@ -9,13 +9,14 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from nir import flags
 from nir.codegen import CODEGEN_VERSION, LoopKernel, compile_blob, lower_fused, print_llvm, rest
 from nir.errors import UnsupportedError, VerifyError
+from nir.frozen import Frozen, replace
 from nir.ir.compare import beyond_rounding, worst
 from nir.ir.dim import Dim, symbols, value
 from nir.ir.dump import Dumper
@@ -149,7 +150,8 @@ def _has_functions(graph: Graph) -> bool:
 
 @functools.cache
 def _may_hold_functions(name: str) -> bool:
-    return any("Callable" in str(f.type) or "Any" in str(f.type) for f in fields(OPS[name]))
+    types = [str(f.type) for f in OPS[name].frozen_fields.values()]
+    return any("Callable" in t or "Any" in t for t in types)
 
 
 def locations_of(graph: Graph) -> tuple[tuple[Location, ...], str]:
@@ -295,8 +297,7 @@ def lower(
     return _Lowering(graph, target).run()
 
 
-@dataclass(frozen=True)
-class _Scope:
+class _Scope(Frozen):
     """A graph while it is lowered: where its arena begins, and the buffers of its outputs.
 
     ``live`` is what is kept while each op runs, results of the graphs around it included.

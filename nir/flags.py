@@ -6,16 +6,15 @@ They are read when they are needed, never at import, so a test or a program may 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from nir.errors import NirError
+from nir.frozen import Frozen
 
 ISA_LEVELS = ("avx512", "avx2", "plain")
 
 
-@dataclass(frozen=True, slots=True)
-class Flag:
+class Flag(Frozen):
     """An environment variable: its name, what its value looks like, and what it does."""
 
     name: str

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from nir.errors import NirError, NotDifferentiable
+from nir.frozen import replace
 from nir.ir.bind import concrete
 from nir.ir.dim import Dim, Shape, prod, symbol
 from nir.ir.graph import Builder, Graph

@@ -7,12 +7,12 @@ names that pass.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from nir.errors import NirError
+from nir.frozen import replace
 from nir.ir.graph import Graph, MemoryPlan, Placement
 from nir.ir.op import OPS, Op, Value
 from nir.ops import Constant

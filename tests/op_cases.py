@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 import nir.ops
+from nir.frozen import replace
 from nir.ir.dim import Dim, symbol
 from nir.ir.graph import Builder, Graph
 from nir.ir.op import OPS, Op, Sample, Value
@@ -74,7 +74,7 @@ def in_f64(case: Case) -> Case:
     """``case`` with f32 turned to f64 in operands, attributes and regions."""
     arrays = tuple(_f64(x) for x in case.arrays)
     attributes = {k: _f64(v) for k, v in case.sample.attributes.items()}
-    sample = dataclasses.replace(case.sample, operands=arrays, attributes=attributes)
+    sample = replace(case.sample, operands=arrays, attributes=attributes)
     return Case(case.op, case.number, sample)
 
 
@@ -100,7 +100,7 @@ def graph_in_f64(graph: Graph) -> Graph:
     }
     for op in graph.nodes:
         changed = {k: _f64(v) for k, v in op.attributes.items()}
-        new = dataclasses.replace(op.map_operands(env.__getitem__), **changed)
+        new = replace(op.map_operands(env.__getitem__), **changed)
         env.update(zip(op.results, b.emit(new, op.locs), strict=True))
     return b.build([env[v] for v in graph.outputs])
 
@@ -118,7 +118,7 @@ def in_half(case: Case, half: DType) -> Case:
     """A case of HALF with f32 operands rounded to a half type."""
     with np.errstate(over="ignore"):
         arrays = tuple(x.astype(half.numpy) if x.dtype == np.float32 else x for x in case.arrays)
-    return Case(case.op, case.number, dataclasses.replace(case.sample, operands=arrays))
+    return Case(case.op, case.number, replace(case.sample, operands=arrays))
 
 
 def symbolic(case: Case, size: Dim) -> Case | None:
@@ -131,7 +131,7 @@ def symbolic(case: Case, size: Dim) -> Case | None:
             if first != n:
                 return None
             attributes[name] = (size, *rest)
-    return Case(case.op, case.number, dataclasses.replace(case.sample, attributes=attributes))
+    return Case(case.op, case.number, replace(case.sample, attributes=attributes))
 
 
 # The regions of their samples have static sizes.

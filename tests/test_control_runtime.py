@@ -8,7 +8,6 @@ import subprocess
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from test_runtime_system import mallocs
 
 import nir
 from nir.errors import NirError, PackageError, ShapeError
+from nir.frozen import replace
 from nir.ir.program import Branch, Loop, Move, Program
 from nir.ir.program_text import print_program
 from nir.ir.text import print_graph

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from backend_harness import check
 from pass_harness import CPU, graph_of, linear, random_inputs, resnet9_step
 
 from nir.errors import VerifyError
+from nir.frozen import replace
 from nir.ir.compare import compare
 from nir.ir.graph import Graph, MemoryPlan, Placement
 from nir.ir.types import bool_, f32

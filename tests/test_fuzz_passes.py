@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from fuzz import Arrays, check, generate
 
+from nir.frozen import replace
 from nir.ir.graph import Graph
 from nir.ir.verify import verify
 from nir.passes.pipeline import run_pipeline

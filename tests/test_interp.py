@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -143,7 +142,6 @@ def toy_ops() -> Any:
 
 
 def test_a_reference_that_breaks_its_type_rule_is_named(toy_ops: None) -> None:
-    @dataclass(frozen=True, eq=False, slots=True)
     class Wrong(Op):
         """Says one thing and does another."""
 

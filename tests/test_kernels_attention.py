@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from kernel_harness import ISAS, call, guarded, same_bits
 
+from nir.frozen import replace
 from nir.ir.op import Value
 from nir.ir.types import TensorType, dtype
 from nir.ops import Attention, AttentionGrad

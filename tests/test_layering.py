@@ -14,12 +14,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "nir"
 
 # What each part may import of the others; a part may always import itself.
-_BASE = {"errors", "flags"}
+_BASE = {"errors", "flags", "frozen"}
 _CORE = _BASE | {"ir", "ops"}
 _STAGES = {"passes", "targets", "codegen", "runtime"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "flags": {"errors"},
+    "frozen": set(),
+    "flags": {"errors", "frozen"},
     "ir": _BASE,
     "ops": _BASE | {"ir"},
     **dict.fromkeys(_STAGES, _CORE),

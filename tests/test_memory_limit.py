@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import nir
 from nir.compile import compile_graph, resolve_target
 from nir.errors import MemoryBudgetError, NirError
 from nir.frontend.limit import bytes_of
+from nir.frozen import replace
 from nir.ir.dim import value
 from nir.ir.graph import Graph
 from nir.ir.interp import run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import ml_dtypes
@@ -11,6 +10,7 @@ import pytest
 from op_cases import CASES, HALF, Case, batched, in_f64, in_half, make_graph, make_op, types_of
 
 from nir.errors import DTypeError
+from nir.frozen import replace
 from nir.ir.dim import evaluate, symbol
 from nir.ir.graph import Builder, Graph
 from nir.ir.interp import run
@@ -220,7 +220,7 @@ def test_half_types_round_once(case: Case, half: Any) -> None:
     low_case = in_half(case, half)
     low, graph = low_case.arrays, make_graph(low_case)
     wide = [x.astype(np.float64) if x.dtype == half.numpy else x for x in low]
-    same = Case(case.op, case.number, dataclasses.replace(case.sample, operands=tuple(wide)))
+    same = Case(case.op, case.number, replace(case.sample, operands=tuple(wide)))
     eps = float(ml_dtypes.finfo(half.numpy).eps)
     for y, z, t in zip(
         run(graph, low), run(make_graph(same), wide), graph.output_types, strict=True

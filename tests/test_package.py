@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import zlib
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from runtime_harness import B
 import nir
 from nir.deploy import load
 from nir.errors import NirError, PackageError, UnsupportedError
+from nir.frozen import replace
 from nir.ir.needs import needs
 from nir.ir.program import Buffer, Call, Program
 from nir.ir.types import TensorType, f32

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from pass_harness import CPU, check_pass, graph_of, spec
 
+from nir.frozen import replace
 from nir.ir.graph import Builder
 from nir.ir.location import Location
 from nir.ops import Cond, HostCall, Neg

@@ -6,12 +6,11 @@ The files `<pass>.before.nir` are written by hand (or taken from a dump); `pytes
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from golden import FOLDER, Golden
 from pass_harness import CPU
 
+from nir.frozen import replace
 from nir.ir.compare import compare
 from nir.ir.interp import random_inputs
 from nir.ir.text import read_graph

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 from pass_harness import CPU, graph_of, linear, random_inputs, resnet9_loss, resnet9_step
 
 from nir.errors import UnsupportedError, VerifyError
+from nir.frozen import replace
 from nir.ir.graph import Graph
 from nir.ir.interp import run
 from nir.ir.program import Target

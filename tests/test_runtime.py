@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import runtime_harness as h
@@ -18,6 +16,7 @@ from nir.errors import (
     StaleTensorError,
     UnsupportedError,
 )
+from nir.frozen import replace
 from nir.ir.dim import ceildiv, floordiv, symbol
 from nir.ir.program import Buffer, Call, Donation, Epilogue, Program
 from nir.ir.types import DTYPES, TensorType, f32

@@ -253,7 +253,7 @@ def test_resident_memory_grows_by_the_arena() -> None:
 import os
 import numpy as np
 import runtime_harness as h
-from dataclasses import replace
+from nir.frozen import replace
 from nir.ir.program import Buffer, Call, Program
 from nir.ir.types import TensorType, f32
 from nir.runtime import Executable

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from op_cases import CASES, Case, make_graph
 from pass_harness import CPU, resnet9_step
 
 from nir.errors import VerifyError
+from nir.frozen import replace
 from nir.ir.dim import symbol
 from nir.ir.graph import Builder, Graph, MemoryPlan, Placement
 from nir.ir.location import Location

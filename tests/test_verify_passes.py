@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from pass_harness import CPU as _CPU
 from pass_harness import conv_nchw, graph_of, linear, random_inputs
 
 from nir.errors import NirError, VerifyError
+from nir.frozen import replace
 from nir.ir.dim import symbol
 from nir.ir.graph import Builder, Graph
 from nir.ir.interp import run

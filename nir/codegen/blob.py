@@ -25,6 +25,7 @@ import zlib
 from dataclasses import dataclass
 
 from nir.errors import CodegenError
+from nir.frozen import Frozen
 
 _HEADER = struct.Struct("<8sIIIIQQQIIQ")
 _MAGIC = b"NIRBLOB\0"
@@ -55,8 +56,7 @@ class _Section:
     at: int = -1  # place in the image
 
 
-@dataclass(frozen=True)
-class _Symbol:
+class _Symbol(Frozen):
     name: str
     section: int
     value: int

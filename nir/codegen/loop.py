@@ -16,12 +16,12 @@ accumulators and one tree to join them on every ISA level, so they agree bit for
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from nir.codegen.nodes import Affine, Node
 from nir.errors import CodegenError
+from nir.frozen import Frozen
 from nir.ir.dim import Dim, Poly, Shape, prod
 
 LANES = 16
@@ -33,8 +33,7 @@ _COST = {"div": 4, "sqrt": 4, "ldexp": 2, "rem": 8, "load": 0, "index": 0, "cons
 _DEAR = 6
 
 
-@dataclass(frozen=True, slots=True)
-class LoopBuffer:
+class LoopBuffer(Frozen):
     """One entry of ptrs: operand or result ``index`` of the region, or an epilogue's accumulator.
 
     An accumulator's ``index`` names the result whose storage the heavy kernel writes to.
@@ -45,8 +44,7 @@ class LoopBuffer:
     dtype: str
 
 
-@dataclass(frozen=True, slots=True)
-class Store:
+class Store(Frozen):
     """``node`` goes to ``buffer``: one element for each row, or one for each point of the space."""
 
     buffer: int
@@ -54,8 +52,7 @@ class Store:
     per_row: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(Frozen):
     """One pass over the columns of a row.
 
     ``saves`` are (node, slot): kept in scratch for later stages; ``reloads`` are read back, from a
@@ -69,8 +66,7 @@ class Stage:
     reloads: tuple[tuple[int, str, int], ...] = ()
 
 
-@dataclass(frozen=True)
-class LoopKernel:
+class LoopKernel(Frozen):
     """A kernel's loops, and what the runtime must know to call it.
 
     ``buffers`` gives the order of ptrs, ``dims`` the sizes to pass. The kernel covers rows x cols;
@@ -78,6 +74,8 @@ class LoopKernel:
     bytes for each thread, ``work`` the cost of the whole in bytes moved. ``streams`` are buffers
     that no cache will hold: where they are aligned and nothing reads them, stores pass by it.
     """
+
+    __slots__ = ("__dict__",)  # for what is worked out once
 
     form: str
     nodes: tuple[Node, ...]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 
 from nir.codegen.loop import (
     INNER,
@@ -18,6 +17,7 @@ from nir.codegen.loop import (
 from nir.codegen.nodes import ITEMSIZE, Affine, Node, Nodes, affine
 from nir.codegen.pull import Pull, Refine, reduced_axes
 from nir.errors import CodegenError
+from nir.frozen import Frozen, replace
 from nir.ir.dim import Dim, Shape, ceildiv, prod
 from nir.ir.graph import Graph
 from nir.ir.op import Value
@@ -37,8 +37,7 @@ _ROW_ELEMENTS = 2048
 _REFINEMENTS = 32
 
 
-@dataclass(frozen=True)
-class _Region:
+class _Region(Frozen):
     """A body with the space of its loops, before the axes collapse."""
 
     form: str

@@ -20,6 +20,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from nir.frozen import Frozen
 from nir.ir.dim import Dim, symbols
 
 FLOATS = ("f32", "f64")
@@ -34,8 +35,7 @@ COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 _INT_BITS = {"i64": 64, "i32": 32, "i16": 16, "u16": 16, "i8": 8, "u8": 8}
 
 
-@dataclass(frozen=True, slots=True)
-class Affine:
+class Affine(Frozen):
     """base + sum of coefficient * axis index; terms sorted by axis, coefficients not 0."""
 
     base: Dim
@@ -71,8 +71,7 @@ def axis_index(axis: int) -> Affine:
     return Affine(0, ((axis, 1),))
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(Frozen):
     """One expression. ``attr`` depends on op:
 
     load    (buffer, Affine)   an element of a buffer
@@ -170,8 +169,7 @@ def reduction_identity(op: str, dtype: str) -> float | int:
 COMBINE = {"sum": "add", "prod": "mul", "max": "max", "min": "min"}
 
 
-@dataclass(frozen=True, slots=True)
-class E:
+class E(Frozen):
     """A node with Python's operators, for writing formulas."""
 
     nodes: Nodes

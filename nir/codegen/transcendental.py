@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
 
 from nir.codegen.nodes import E, horner, select
+from nir.frozen import Frozen
 
 # Largest error in units in the last place, (f32, f64), on every ISA level.
 ULP: dict[str, tuple[float, float]] = {
@@ -32,8 +32,7 @@ ULP: dict[str, tuple[float, float]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Format:
+class _Format(Frozen):
     """What the formulas need to know of a floating-point format."""
 
     bits: str  # the integer of the same size

@@ -15,6 +15,7 @@ from nir.errors import NotDifferentiable, ShapeError, StaleTensorError
 from nir.frontend import emit, flush, lazy
 from nir.frontend.lazy import Cell, Record, Recorder
 from nir.frontend.recompute import segments_of
+from nir.frozen import Frozen
 from nir.ir.location import Location, caller, derived
 from nir.ir.op import Value
 from nir.ops.expr import Expr
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
     from nir.frontend.tensor import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Used:
+class Used(Frozen):
     """Stands in for a ``grad`` that a compiled step used up and did not keep (see `jit`)."""
 
     where: Location

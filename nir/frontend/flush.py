@@ -6,7 +6,6 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from nir.compile import compile_graph
 from nir.errors import NirError
 from nir.frontend import lazy
 from nir.frontend.lazy import Cell, Record, resolve
+from nir.frozen import Frozen
 from nir.ir.graph import Graph, location_text
 from nir.ir.location import caller
 from nir.ir.op import Op, Value
@@ -33,8 +33,7 @@ _CACHE_SIZE = 512
 # ---- programs ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Compiled:
+class Compiled(Frozen, eq=False):
     """A program shared by all graphs of one structure, and the first of these graphs."""
 
     executable: Any
@@ -194,8 +193,7 @@ def realize(cells: Iterable[Cell]) -> None:
             cell.record = None
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Prepared:
+class Prepared(Frozen, eq=False):
     """A graph that computes pending cells, and the storages of its inputs."""
 
     graph: Graph

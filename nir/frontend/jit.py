@@ -21,6 +21,7 @@ from nir.frontend.spec import argument_types
 from nir.frontend.state import Snapshot, snapshot
 from nir.frontend.tensor import Tensor, mark_donated
 from nir.frontend.trace import Ref, Traced, all_state, collector_paused, trace_function
+from nir.frozen import Frozen
 from nir.ir.bind import bind_shapes
 from nir.ir.graph import Graph
 from nir.ir.location import caller
@@ -28,8 +29,7 @@ from nir.ir.types import TensorType
 from nir.runtime import Profile, Roofs, Storage
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
+class Signature(Frozen):
     """What a trace is true for, besides the facts of the state."""
 
     types: tuple[TensorType, ...]
@@ -70,8 +70,7 @@ def shown(structure: pytree.Tree) -> str:
 Writes = tuple[tuple[int, tuple[int, Ref]], ...]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class InPlace:
+class InPlace(Frozen, eq=False):
     """Writes of a program that put new values where the old ones were, and those that do not.
 
     ``old`` and ``new`` pick the storages of the first from inputs and outputs, all at once: a step

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from nir.frontend.tensor import Tensor
+from nir.frozen import Frozen
 
 Flatten: TypeAlias = "Callable[[Any], tuple[Iterable[Any], Any]]"
 Unflatten: TypeAlias = "Callable[[Any, Iterable[Any]], Any]"
@@ -16,15 +16,13 @@ Unflatten: TypeAlias = "Callable[[Any, Iterable[Any]], Any]"
 _REGISTERED: dict[type, tuple[Flatten, Unflatten]] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
+class Leaf(Frozen):
     """The place of tensor number ``index``."""
 
     index: int
 
 
-@dataclass(frozen=True, slots=True)
-class Static:
+class Static(Frozen):
     """A value that is no tensor: part of the structure."""
 
     value: Any
@@ -40,8 +38,7 @@ class Static:
     __hash__ = object.__hash__
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(Frozen):
     """A container: its type, what else it takes to make it again, and its children."""
 
     type: type

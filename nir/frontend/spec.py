@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from nir.errors import ParseError
 from nir.frontend import pytree
 from nir.frontend.tensor import Tensor
+from nir.frozen import Frozen
 from nir.ir.dim import Dim, symbol
 from nir.ir.location import caller
 from nir.ir.types import DTYPES, TensorType
@@ -19,8 +19,7 @@ _FORM = re.compile(r"\s*(\w+)\s*\[([^\]]*)\]\s*(?:@\s*(\w+))?\s*")
 _BEGIN = re.compile(r"\s*\w+\s*\[")
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
+class Spec(Frozen):
     """The type of a tensor argument."""
 
     type: TensorType

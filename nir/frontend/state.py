@@ -17,7 +17,6 @@ property ``__nir_tensor__``, which can be set: it stands for that Tensor. Gradie
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from operator import is_
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from nir.frontend.tensor import Tensor
+from nir.frozen import Frozen
 from nir.ir.graph import attribute_key
 from nir.ir.op import Value
 from nir.ir.types import TensorType
@@ -34,8 +34,7 @@ _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})
 _OPAQUE = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType, np.dtype, np.ufunc)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Slot:
+class Slot(Frozen, eq=False):
     """A Tensor of the state: its path, and the place that holds it."""
 
     path: str

@@ -7,7 +7,6 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +18,7 @@ from nir.frontend.random import default_generator
 from nir.frontend.spec import argument_types
 from nir.frontend.state import Slot, Snapshot, named, snapshot
 from nir.frontend.tensor import Tensor
+from nir.frozen import Frozen, replace
 from nir.ir.graph import Graph
 from nir.ir.location import caller
 from nir.ir.op import Op
@@ -26,16 +26,14 @@ from nir.ir.types import TensorType
 from nir.ops import Constant
 
 
-@dataclass(frozen=True, slots=True)
-class Ref:
+class Ref(Frozen):
     """Where a result comes from: an output of the graph, or an input handed through."""
 
     kind: Literal["output", "input"]
     index: int
 
 
-@dataclass(frozen=True, slots=True)
-class GradWrite:
+class GradWrite(Frozen):
     """What becomes of a parameter's ``grad``: a result, None, or used up inside."""
 
     slot: int
@@ -43,8 +41,7 @@ class GradWrite:
     used: bool = False
 
 
-@dataclass(frozen=True, eq=False)
-class Traced:
+class Traced(Frozen, eq=False):
     """A traced function: its graph, and where the graph's inputs and outputs belong."""
 
     graph: Graph  # its outputs: each computed value once

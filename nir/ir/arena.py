@@ -10,11 +10,11 @@ that a kernel writes early (`Op.early_results`) are poisoned before the operands
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from nir.errors import VerifyError
+from nir.frozen import Frozen
 from nir.ir.bind import concrete
 from nir.ir.dim import value
 from nir.ir.graph import Graph, Placement, location_text
@@ -29,8 +29,7 @@ def align(offset: int) -> int:
     return -(-offset // _BLOCK) * _BLOCK
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(Frozen):
     """Bytes start..stop of ``memory``; ``owner`` says whose value lies in each block of it."""
 
     memory: np.ndarray

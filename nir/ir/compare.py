@@ -9,20 +9,19 @@ rounding makes of them shrinks with the precision, by 2**29; a difference in mea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from nir.errors import NirError
+from nir.frozen import Frozen, replace
 from nir.ir.graph import Builder, Graph, location_text
 from nir.ir.interp import run
 from nir.ir.op import Op, Value
 from nir.ir.types import DType, TensorType, dtype, f32, f64
 
 
-@dataclass(frozen=True, slots=True)
-class Tolerance:
+class Tolerance(Frozen):
     """``ulp`` units in the last place, or ``scale`` of the largest finite magnitude."""
 
     ulp: float
@@ -45,8 +44,7 @@ _RUNS = 4
 _EPS: Mapping[str, float] = {"f64": 2.0**-52, "f32": 2.0**-23, "f16": 2.0**-10, "bf16": 2.0**-7}
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(Frozen):
     """Where two graphs first differ: the op to look at, its line, and by how much."""
 
     op: str

@@ -9,10 +9,10 @@ is an atom of its own. Symbols stand for sizes and are therefore >= 0.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import NoReturn, TypeAlias
 
 from nir.errors import TraceError
+from nir.frozen import Frozen
 from nir.ir.location import caller
 
 Atom: TypeAlias = "str | FloorDiv"
@@ -21,8 +21,7 @@ Dim: TypeAlias = "int | Poly"
 Shape: TypeAlias = "tuple[Dim, ...]"
 
 
-@dataclass(frozen=True, slots=True)
-class FloorDiv:
+class FloorDiv(Frozen):
     """The atom ``floor(num / den)``; den is a positive integer or a polynomial."""
 
     num: Poly
@@ -32,8 +31,7 @@ class FloorDiv:
         return f"(({self.num})//{_paren(self.den)})"
 
 
-@dataclass(frozen=True, slots=True)
-class Poly:
+class Poly(Frozen):
     """A non-constant integer polynomial: sorted (monomial, coefficient) terms."""
 
     terms: tuple[tuple[Monomial, int], ...]

@@ -14,21 +14,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from nir.errors import NirError
+from nir.frozen import Frozen, replace
 from nir.ir.dim import Dim, Poly, symbols
 from nir.ir.location import Location, Locations, caller
 from nir.ir.op import Op, Value
 from nir.ir.types import DType, TensorType
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(Frozen):
     """Where the memory plan keeps a value.
 
     kind "arena": at byte ``offset`` of the arena, rounded up to 64;
@@ -50,8 +50,7 @@ class Placement:
                 return f"alias[%{self.of}+{self.offset}]" if self.offset else f"alias[%{self.of}]"
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
+class MemoryPlan(Frozen):
     """The plan of a graph: a placement for each node result, by number, and the arena's size.
 
     An op with regions takes a block of the arena while it runs, for what its regions' own plans

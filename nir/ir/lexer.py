@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 
 from nir.errors import ParseError
+from nir.frozen import Frozen
 
 _TOKEN = re.compile(
     r"""
@@ -26,8 +26,7 @@ _TOKEN = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(Frozen):
     """``kind`` is a group of the grammar above; ``text`` what stands there."""
 
     kind: str

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from dataclasses import dataclass
 from types import FrameType
 
+from nir.frozen import Frozen
 
-@dataclass(frozen=True, slots=True, order=True)
-class Location:
+
+class Location(Frozen):
     """A source line (``model.py:16``); ``line`` 0 names something that has no lines.
 
     ``backward`` marks ops that differentiation made for the line; messages do not show it.
@@ -24,6 +24,9 @@ class Location:
         return f"{self.file}:{self.line}"
 
     __repr__ = __str__
+
+    def __lt__(self, other: Location) -> bool:
+        return (self.file, self.line, self.backward) < (other.file, other.line, other.backward)
 
 
 Locations = frozenset[Location]

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import reduce
 
+from nir.frozen import Frozen
 from nir.ir.dim import Dim, upper_bound, value
 from nir.ir.program import Program
 
 _ALIGN = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Needs:
+class Needs(Frozen):
     """Bytes: of the arena, of scratch for each thread by call, and of each output.
 
     Outputs numbered in ``donated`` take nothing where the inputs that they take over are offered.

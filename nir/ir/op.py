@@ -1,6 +1,6 @@
 """`Value` and `Op`: an op is one class, and an instance of it is a node of a graph.
 
-A subclass is a frozen dataclass that holds the target-independent facts of the op and nothing
+A subclass is frozen and holds the target-independent facts of the op and nothing
 else: operands and attributes as fields, the type rule, the numpy reference, the gradient and the
 samples that the table-driven tests run. A missing fact is an error when the class is made.
 """
@@ -10,11 +10,12 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
+from nir.frozen import Frozen, replace
 from nir.ir.dim import Dim, Poly, evaluate, prod
 from nir.ir.location import Location
 from nir.ir.types import TensorType
@@ -22,8 +23,7 @@ from nir.ir.types import TensorType
 Kind = Literal["elementwise", "movement", "reduction", "contraction", "source", "control", "other"]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Value:
+class Value(Frozen, eq=False):
     """The result of an op or an input of a graph: an id, unique in its builder, and a type."""
 
     id: int
@@ -33,8 +33,7 @@ class Value:
         return f"%{self.id}: {self.type}"
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(Frozen):
     """Inputs for the table-driven tests: operand arrays in order, and attributes.
 
     ``differentiable`` False keeps a sample out of the gradient tests (a tie, a kink, an integer).
@@ -59,8 +58,7 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
-@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
-class Op:
+class Op(Frozen, eq=False, kw_only=True):
     """Base of all ops. ``results`` and ``locs`` are filled in by the Builder."""
 
     results: tuple[Value, ...] = ()
@@ -236,6 +234,3 @@ def bind_attribute(value: Any, env: Mapping[str, Dim]) -> Any:
         shape = bind_attribute(value.shape, env)
         return value if shape is value.shape else value.with_(shape=shape)
     return value
-
-
-assert fields(Op)  # the base is a dataclass; subclasses rely on its keyword-only fields

@@ -215,9 +215,9 @@ def attribute_defaults(cls: type[Op]) -> dict[str, Any]:
 
 def _find_defaults(cls: type[Op]) -> dict[str, Any]:
     return {
-        f.name: f.default
-        for f in dataclasses.fields(cls)
-        if f.name in cls.attribute_fields and f.default is not dataclasses.MISSING
+        name: f.default
+        for name, f in cls.frozen_fields.items()
+        if name in cls.attribute_fields and f.default is not dataclasses.MISSING
     }
 
 

@@ -9,16 +9,16 @@ run.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
+from nir.frozen import Frozen
 from nir.ir.dim import Dim
 from nir.ir.location import Location
 from nir.ir.types import TensorType
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Frozen):
     """What passes may know of a machine.
 
     ``kernels`` maps the name of an op to the entry of the target's table that covers it, and
@@ -35,16 +35,14 @@ class Target:
     memory: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(Frozen):
     """A buffer lies ``stride`` bytes further on for each element that loop ``loop`` goes on."""
 
     loop: int  # index into Program.controls
     stride: Dim
 
 
-@dataclass(frozen=True, slots=True)
-class Buffer:
+class Buffer(Frozen):
     """Storage of a value during a run.
 
     kind "input"/"output"/"const": ``index`` says which one, ``offset`` is a byte offset in it;
@@ -60,8 +58,7 @@ class Buffer:
     moves: tuple[Move, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Epilogue:
+class Epilogue(Frozen):
     """A generated loop that a kernel calls on each finished tile of its result."""
 
     kernel: str
@@ -69,8 +66,7 @@ class Epilogue:
     dims: tuple[Dim, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Frozen):
     """One kernel call. ``args`` index Program.buffers.
 
     The iteration space is ``rows`` x ``cols``; threads get ranges that are multiples of the grains
@@ -99,8 +95,7 @@ class Call:
     shares: tuple[tuple[Location, int], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Carry:
+class Carry(Frozen):
     """A value that loop ``loop`` hands from step to step, in ``nbytes`` bytes.
 
     The first step reads buffer ``init``; steps write ``result`` and ``spare`` in turn, so that the
@@ -114,8 +109,7 @@ class Carry:
     nbytes: Dim
 
 
-@dataclass(frozen=True, slots=True)
-class Loop:
+class Loop(Frozen):
     """Calls first .. end - 1 run again and again.
 
     ``trips`` is the number of steps, from the last element to the first where ``reverse`` is set.
@@ -132,8 +126,7 @@ class Loop:
     reverse: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Branch:
+class Branch(Frozen):
     """Calls first .. other - 1 run if buffer ``predicate`` is not 0, else other .. end - 1."""
 
     first: int
@@ -142,16 +135,14 @@ class Branch:
     predicate: int
 
 
-@dataclass(frozen=True, slots=True)
-class Donation:
+class Donation(Frozen):
     """Output ``output`` may take over the storage of input ``input`` when the run owns it alone."""
 
     input: int
     output: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Program:
+class Program(Frozen, eq=False):
     """A lowered graph, ready for the executor.
 
     ``codes`` maps a generated kernel's name to {ISA level: position-independent blob};

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
 
+from nir.frozen import Frozen
 from nir.ir.dim import Dim, Shape, prod
 
 
-@dataclass(frozen=True, slots=True)
-class DType:
+class DType(Frozen):
     """An element type: its name in the IR, its kind, its size in bytes and its numpy dtype."""
 
     name: str
@@ -69,8 +68,7 @@ def dtype(spec: object) -> DType:
         raise TypeError(f"no nir dtype for {spec!r}; there are {', '.join(DTYPES)}") from None
 
 
-@dataclass(frozen=True, slots=True)
-class TensorType:
+class TensorType(Frozen):
     """The type of a value: a dense tensor.
 
     ``layout`` is the physical order of the elements: "" is row-major, "panel16" a matrix of

@@ -9,12 +9,12 @@ may really write its result over an operand that dies there is not a question of
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
 
 from nir.errors import NirError, VerifyError
+from nir.frozen import Frozen
 from nir.ir.arena import align
 from nir.ir.dim import value
 from nir.ir.graph import Graph, MemoryPlan, Placement, location_text
@@ -120,8 +120,7 @@ def _fail(graph: Graph, op: Op, where: str, what: str) -> NoReturn:
 # ---- memory plans ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Range:
+class _Range(Frozen):
     """Bytes low..high of a storage: ``value`` lives there from node ``start`` to node ``end``."""
 
     value: Value

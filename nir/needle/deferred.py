@@ -13,12 +13,12 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import nir
 from nir.frontend import flush, lazy
 from nir.frontend.lazy import Cell
+from nir.frozen import Frozen
 from nir.ir.types import TensorType
 
 Lower: TypeAlias = "Callable[..., tuple[nir.Tensor, ...]]"
@@ -208,8 +208,7 @@ def _pending_calls(last: Call) -> list[Call]:
 # ---- running -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
+class _Plan(Frozen):
     """A program: its inputs (numbers of leaves, or storages), and where each result comes from."""
 
     compiled: flush.Compiled

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
 
 from nir.errors import DTypeError, NotDifferentiable, ShapeError
+from nir.frozen import Frozen
 from nir.ir.dim import Dim, Shape, floordiv
 from nir.ir.op import Op, Sample, Value
 from nir.ir.types import TensorType, i64
@@ -40,8 +41,7 @@ def order_to(order: str) -> tuple[int, ...]:
     return tuple(AXES.index(a) for a in order)
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
+class Sizes(Frozen):
     """B batches of H heads: T queries of D features, S keys, values of E features."""
 
     b: Dim
@@ -60,7 +60,6 @@ def _by_axis(t: TensorType, order: str) -> dict[str, Dim]:
     return dict(zip(order, t.shape, strict=True))
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class _Views(Op):
     """Operands q, k, v and what is common to attention and its gradient.
 
@@ -197,8 +196,6 @@ class Attention(_Views):
     2017). A query that sees no key gets 0; its log-sum-exp is inf, so that exp(score - it) is 0.
     """
 
-    __slots__ = ()
-
     def infer(self) -> tuple[TensorType, ...]:
         n, t = self._check(), self.q.type
         return (
@@ -288,7 +285,6 @@ class Attention(_Views):
         ]  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class AttentionGrad(_Views):
     """The gradients of `Attention` in q, k and v, given its log-sum-exp.
 

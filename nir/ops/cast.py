@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from nir.ir.types import DTYPES, DType, TensorType, f64
 Grad = Sequence[Any]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Cast(Op):
     """x in another dtype.
 

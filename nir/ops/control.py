@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from nir.ops.vjp import vjp
 Grad = Sequence[Any]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class CustomVjp(Op):
     """A region with a gradient of its own.
 
@@ -83,7 +81,6 @@ class CustomVjp(Op):
         return [Sample((np.array([0.1, -0.7, 1.4], np.float32),), graphs)]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class HostCall(Op):
     """A Python callback: ``fn(*arrays)`` returns arrays of the stated ``types``.
 
@@ -120,7 +117,6 @@ class HostCall(Op):
         return [Sample((np.array([3, 1, 2], np.float32),), attributes, differentiable=False)]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Cond(Op):
     """The results of one of two regions of the captures, by a bool scalar."""
 

@@ -9,7 +9,6 @@ one group, "NCHW". Passes choose.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -70,7 +69,6 @@ def _wide(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float32) if x.dtype.itemsize == 2 else x
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class PackConv2d(Op):
     """A convolution's weight as matrices for the packed GEMM: (groups, K, N) in layout "panel16".
 
@@ -161,8 +159,6 @@ def _to_hwio(
 
 
 class _Conv(Op):
-    __slots__ = ()
-
     def _window(self) -> dict[str, Any]:
         return {n: getattr(self, n) for n in ("stride", "padding", "dilation", "groups")}
 
@@ -201,7 +197,6 @@ class _Conv(Op):
         return (kh, kw, n, per_tap * g) if input_grad else (kh, kw, per_tap, n * g)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Conv2d(_Conv):
     """Cross-correlation of an image with a weight, as in PyTorch.
 
@@ -320,7 +315,6 @@ class Conv2d(_Conv):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Conv2dInputGrad(_Conv):
     """The cotangent of conv2d's x, given that of its y: the transposed convolution of dy with w.
 
@@ -391,7 +385,6 @@ class Conv2dInputGrad(_Conv):
         return _backward_samples("input")
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Conv2dWeightGrad(_Conv):
     """The cotangent of conv2d's w, given that of its y.
 

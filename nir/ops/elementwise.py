@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -55,7 +54,6 @@ def _in_f32(fn: Callable[..., np.ndarray], *xs: np.ndarray) -> np.ndarray:
     return np.asarray(fn(*xs))
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class _Unary(Op):
     x: Value
     kind = "elementwise"
@@ -90,8 +88,6 @@ class _Unary(Op):
 
 
 class _PositiveUnary(_Unary):
-    __slots__ = ()
-
     @classmethod
     def samples(cls) -> Sequence[Sample]:
         return [
@@ -105,8 +101,6 @@ class _PositiveUnary(_Unary):
 class Neg(_Unary):
     """-x; integers wrap at the minimum."""
 
-    __slots__ = ()
-
     accepts = _NUMBER
     compute = staticmethod(np.negative)
 
@@ -116,8 +110,6 @@ class Neg(_Unary):
 
 class Abs(_Unary):
     """|x|; the gradient at 0 is 0."""
-
-    __slots__ = ()
 
     accepts = _NUMBER
     compute = staticmethod(np.abs)
@@ -129,16 +121,12 @@ class Abs(_Unary):
 class Sign(_Unary):
     """-1, 0 or 1; 0 for -0, nan for nan. The gradient is 0."""
 
-    __slots__ = ()
-
     accepts = _NUMBER
     compute = staticmethod(np.sign)
 
 
 class Exp(_Unary):
     """e**x."""
-
-    __slots__ = ()
 
     compute = staticmethod(np.exp)
 
@@ -149,8 +137,6 @@ class Exp(_Unary):
 class Expm1(_Unary):
     """e**x - 1, accurate near 0."""
 
-    __slots__ = ()
-
     compute = staticmethod(np.expm1)
 
     def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
@@ -159,8 +145,6 @@ class Expm1(_Unary):
 
 class Log(_PositiveUnary):
     """Natural logarithm: -inf at 0, nan below."""
-
-    __slots__ = ()
 
     compute = staticmethod(np.log)
 
@@ -171,8 +155,6 @@ class Log(_PositiveUnary):
 class Log1p(_PositiveUnary):
     """log(1 + x), accurate near 0."""
 
-    __slots__ = ()
-
     compute = staticmethod(np.log1p)
 
     def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
@@ -182,8 +164,6 @@ class Log1p(_PositiveUnary):
 class Sqrt(_PositiveUnary):
     """Square root, correctly rounded: nan below 0, -0 at -0."""
 
-    __slots__ = ()
-
     compute = staticmethod(np.sqrt)
 
     def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
@@ -192,8 +172,6 @@ class Sqrt(_PositiveUnary):
 
 class Rsqrt(_PositiveUnary):
     """1 / sqrt(x), as that quotient: inf at 0."""
-
-    __slots__ = ()
 
     @staticmethod
     def compute(x: np.ndarray) -> np.ndarray:
@@ -206,8 +184,6 @@ class Rsqrt(_PositiveUnary):
 class Tanh(_Unary):
     """Hyperbolic tangent."""
 
-    __slots__ = ()
-
     compute = staticmethod(np.tanh)
 
     def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
@@ -216,8 +192,6 @@ class Tanh(_Unary):
 
 class Sigmoid(_Unary):
     """1 / (1 + e**-x), without overflow."""
-
-    __slots__ = ()
 
     @staticmethod
     def compute(x: np.ndarray) -> np.ndarray:
@@ -235,8 +209,6 @@ _erf64 = np.vectorize(math.erf, otypes=[np.float64])
 class Erf(_Unary):
     """The error function."""
 
-    __slots__ = ()
-
     @staticmethod
     def compute(x: np.ndarray) -> np.ndarray:
         return _erf64(x).reshape(x.shape) if x.size else x
@@ -249,8 +221,6 @@ class Erf(_Unary):
 class Sin(_Unary):
     """Sine of radians."""
 
-    __slots__ = ()
-
     compute = staticmethod(np.sin)
 
     def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
@@ -259,8 +229,6 @@ class Sin(_Unary):
 
 class Cos(_Unary):
     """Cosine of radians."""
-
-    __slots__ = ()
 
     compute = staticmethod(np.cos)
 
@@ -271,15 +239,11 @@ class Cos(_Unary):
 class Floor(_Unary):
     """The largest integer not above x. The gradient is 0."""
 
-    __slots__ = ()
-
     compute = staticmethod(np.floor)
 
 
 class Ceil(_Unary):
     """The smallest integer not below x. The gradient is 0."""
-
-    __slots__ = ()
 
     compute = staticmethod(np.ceil)
 
@@ -287,23 +251,17 @@ class Ceil(_Unary):
 class Round(_Unary):
     """The nearest integer, halves to even. The gradient is 0."""
 
-    __slots__ = ()
-
     compute = staticmethod(np.rint)
 
 
 class Trunc(_Unary):
     """The integer part, towards 0. The gradient is 0."""
 
-    __slots__ = ()
-
     compute = staticmethod(np.trunc)
 
 
 class Relu(_Unary):
     """max(x, 0); nan stays nan, -0 becomes 0; the gradient at 0 is 0."""
-
-    __slots__ = ()
 
     accepts = _NUMBER
 
@@ -320,16 +278,12 @@ class Relu(_Unary):
 class LogicalNot(_Unary):
     """not x, of bools."""
 
-    __slots__ = ()
-
     accepts = ("bool",)
     compute = staticmethod(np.logical_not)
 
 
 class BitNot(_Unary):
     """The complement of each bit."""
-
-    __slots__ = ()
 
     accepts = _BITS
     compute = staticmethod(np.invert)
@@ -338,13 +292,10 @@ class BitNot(_Unary):
 class IsNan(_Unary):
     """Whether x is nan."""
 
-    __slots__ = ()
-
     to_bool = True
     compute = staticmethod(np.isnan)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class _Binary(Op):
     lhs: Value
     rhs: Value
@@ -388,8 +339,6 @@ class _Binary(Op):
 class Add(_Binary):
     """lhs + rhs; integers wrap."""
 
-    __slots__ = ()
-
     compute = staticmethod(np.add)
 
     def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
@@ -398,8 +347,6 @@ class Add(_Binary):
 
 class Sub(_Binary):
     """lhs - rhs; integers wrap."""
-
-    __slots__ = ()
 
     compute = staticmethod(np.subtract)
 
@@ -410,8 +357,6 @@ class Sub(_Binary):
 class Mul(_Binary):
     """lhs * rhs; integers wrap."""
 
-    __slots__ = ()
-
     compute = staticmethod(np.multiply)
 
     def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
@@ -421,8 +366,6 @@ class Mul(_Binary):
 
 class Div(_Binary):
     """lhs / rhs, of floats."""
-
-    __slots__ = ()
 
     accepts = _FLOAT
     compute = staticmethod(np.divide)
@@ -450,15 +393,11 @@ def _mod(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 class FloorDiv(_Binary):
     """floor(lhs / rhs); an integer divided by 0 gives 0. The gradient is 0."""
 
-    __slots__ = ()
-
     compute = staticmethod(_floor_div)
 
 
 class Mod(_Binary):
     """lhs - floor(lhs / rhs) * rhs, with rhs's sign; an integer modulo 0 gives 0."""
-
-    __slots__ = ()
 
     compute = staticmethod(_mod)
 
@@ -480,8 +419,6 @@ class Mod(_Binary):
 
 class Pow(_Binary):
     """lhs ** rhs, of floats: IEEE's pow. x**0 and 1**y are 1; a negative to a fraction is nan."""
-
-    __slots__ = ()
 
     accepts = _FLOAT
     compute = staticmethod(np.power)
@@ -518,8 +455,6 @@ def _pick_grad(op: Op, operands: Grad, cotangents: Grad, wins: str) -> Grad:
 class Maximum(_Binary):
     """The larger; nan if either is nan. At a tie the gradient goes half to each."""
 
-    __slots__ = ()
-
     accepts = _ANY
     compute = staticmethod(np.maximum)
 
@@ -529,8 +464,6 @@ class Maximum(_Binary):
 
 class Minimum(_Binary):
     """The smaller; nan if either is nan. At a tie the gradient goes half to each."""
-
-    __slots__ = ()
 
     accepts = _ANY
     compute = staticmethod(np.minimum)
@@ -542,8 +475,6 @@ class Minimum(_Binary):
 class Eq(_Binary):
     """lhs == rhs; false for nan."""
 
-    __slots__ = ()
-
     accepts = _ANY
     to_bool = True
     compute = staticmethod(np.equal)
@@ -551,8 +482,6 @@ class Eq(_Binary):
 
 class Ne(_Binary):
     """lhs != rhs; true for nan."""
-
-    __slots__ = ()
 
     accepts = _ANY
     to_bool = True
@@ -562,8 +491,6 @@ class Ne(_Binary):
 class Lt(_Binary):
     """lhs < rhs; false for nan."""
 
-    __slots__ = ()
-
     accepts = _ANY
     to_bool = True
     compute = staticmethod(np.less)
@@ -571,8 +498,6 @@ class Lt(_Binary):
 
 class Le(_Binary):
     """lhs <= rhs; false for nan."""
-
-    __slots__ = ()
 
     accepts = _ANY
     to_bool = True
@@ -582,8 +507,6 @@ class Le(_Binary):
 class Gt(_Binary):
     """lhs > rhs; false for nan."""
 
-    __slots__ = ()
-
     accepts = _ANY
     to_bool = True
     compute = staticmethod(np.greater)
@@ -591,8 +514,6 @@ class Gt(_Binary):
 
 class Ge(_Binary):
     """lhs >= rhs; false for nan."""
-
-    __slots__ = ()
 
     accepts = _ANY
     to_bool = True

@@ -16,9 +16,9 @@ elementwise ops may be Python numbers: they become a `Full` of the type of the o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from nir.frozen import Frozen
 from nir.ir.dim import Dim, Poly, Shape
 from nir.ir.graph import Builder
 from nir.ir.op import OPS, Op, Value
@@ -28,8 +28,7 @@ Number: TypeAlias = "bool | int | float | Poly"
 _NUMBERS = (bool, int, float, Poly)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Expr:
+class Expr(Frozen, eq=False):
     """A value of a graph under construction."""
 
     builder: Builder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +19,6 @@ Form = Literal["map", "row", "column", "epilogue"]
 _REDUCE = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class ReducePartial(Op):
     """Reduce the first ``leading`` axes, flattened to R rows, in chunks of ``chunk`` rows.
 
@@ -70,7 +68,6 @@ class ReducePartial(Op):
         )
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Fused(Op):
     """A closed region that becomes one kernel call; its meaning is its body's.
 

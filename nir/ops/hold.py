@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,7 +12,6 @@ from nir.ir.types import TensorType
 Grad = Sequence[object]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Hold(Op):
     """x, once ``after`` is there.
 

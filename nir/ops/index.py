@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,6 @@ def _wrapped(name: str, indices: np.ndarray, size: int) -> np.ndarray:
     return np.where(indices < 0, indices + size, indices)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Take(Op):
     """x at ``indices`` (i32 or i64) along ``axis``: the index's shape stands in the axis's place.
 
@@ -75,7 +73,6 @@ class Take(Op):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class CheckIndex(Op):
     """``indices`` (i32 or i64) as they are; one outside 0 .. size-1 raises IndexRangeError.
 
@@ -122,7 +119,6 @@ def _check_updates(op: Op, x: Value, indices: Value, updates: Value, axis: int) 
     return expected
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class ScatterAdd(Op):
     """x with ``updates`` added at ``indices`` along ``axis``; repeated indices add up, in order.
 
@@ -170,7 +166,6 @@ class ScatterAdd(Op):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Put(Op):
     """x with ``updates`` in the places ``indices`` along ``axis``; of equal indices the last wins.
 
@@ -231,7 +226,6 @@ class Put(Op):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class TakeAlong(Op):
     """out[..., i, ...] = x[..., indices[..., i, ...], ...] along ``axis`` (PyTorch's gather)."""
 
@@ -270,7 +264,6 @@ class TakeAlong(Op):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class ScatterAddAlong(Op):
     """x with updates[..., i, ...] added at index indices[..., i, ...] of ``axis``."""
 

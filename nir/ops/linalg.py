@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ def _swap(x: np.ndarray) -> np.ndarray:
     return np.swapaxes(x, -1, -2)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Matmul(Op):
     """lhs @ rhs over the last two axes: (..., M, K) x (..., K, N) -> (..., M, N).
 
@@ -109,7 +107,6 @@ class Matmul(Op):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Pack(Op):
     """w in layout "panel16": the same matrix, stored in panels of 16 columns for `Matmul`.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from nir.errors import DTypeError, NotDifferentiable, ShapeError
+from nir.frozen import replace
 from nir.ir.bind import bind_shapes, concrete
 from nir.ir.dim import Dim
 from nir.ir.graph import Builder, Graph
@@ -26,7 +26,6 @@ from nir.ops.vjp import vjp
 Grad = Sequence[Any]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Scan(Op):
     """A loop over the leading axis of ``xs``.
 
@@ -167,7 +166,6 @@ class Scan(Op):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class WhileLoop(Op):
     """The body, again and again, as long as the condition holds.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,6 @@ def _others(ndim: int, axis: int) -> tuple[int, ...]:
     return tuple(a for a in range(ndim) if a != axis)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class _AlongAxis(Op):
     x: Value
     axis: int
@@ -75,8 +73,6 @@ def _softmax(x: np.ndarray, axis: int) -> np.ndarray:
 class Softmax(_AlongAxis):
     """exp(x) / sum(exp(x)) along ``axis``, stable: the maximum is taken out first."""
 
-    __slots__ = ()
-
     def ref(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         return (_softmax(_wide(x), self.axis).astype(x.dtype),)
 
@@ -92,8 +88,6 @@ class Softmax(_AlongAxis):
 
 class LogSoftmax(_AlongAxis):
     """x - logsumexp(x) along ``axis``, stable."""
-
-    __slots__ = ()
 
     def ref(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         wide = _wide(x)
@@ -112,7 +106,6 @@ class LogSoftmax(_AlongAxis):
         return (moved - self._spread(moved.exp().sum((self.axis,)).log(), x),)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class LayerNorm(Op):
     """(x - mean) / sqrt(var + eps) over the last axis, times weight, plus bias; var is biased.
 
@@ -204,7 +197,6 @@ def _channel_params(op: Op, x: Value, **params: Value) -> None:
             raise ShapeError(f"{op.name}: expected {name} [{t.shape[-1]}], got {v.type} (x: {t})")
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class BatchNorm(Op):
     """Training batch norm over all axes but the last: (y, mean, var), with the biased variance.
 
@@ -281,7 +273,6 @@ class BatchNorm(Op):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class BatchNormInference(Op):
     """(x - mean) / sqrt(var + eps) * weight + bias, with given statistics over the last axis."""
 
@@ -343,7 +334,6 @@ class BatchNormInference(Op):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class CrossEntropy(Op):
     """-log softmax(logits)[target] of each row: logits (N, C), target (N,) i64 -> losses (N,).
 

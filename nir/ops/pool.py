@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -87,15 +86,12 @@ def _scatter(op: Any, at: np.ndarray, dy: np.ndarray, shape: tuple[int, ...]) ->
 
 
 class _MaxPool(Op):
-    __slots__ = ()
-
     kind = "other"
 
     def _attributes(self) -> dict[str, Any]:
         return {"kernel": self.kernel, "stride": self.stride, "padding": self.padding}  # type: ignore[attr-defined]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class MaxPool2d(_MaxPool):
     """The largest of each window of an NHWC image.
 
@@ -132,7 +128,6 @@ class MaxPool2d(_MaxPool):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class MaxPool2dGrad(_MaxPool):
     """The cotangent of max_pool2d's x: dy added at the position of each window's first maximum."""
 
@@ -169,7 +164,6 @@ class MaxPool2dGrad(_MaxPool):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class MaxPool2dSelect(_MaxPool):
     """The elements of v (shaped as x) at the position of each window's first maximum of x."""
 
@@ -201,7 +195,6 @@ class MaxPool2dSelect(_MaxPool):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class AvgPool2d(_MaxPool):
     """The mean of each window of an NHWC image; ``count_include_pad`` counts padding as zeros."""
 
@@ -243,7 +236,6 @@ def _counts(op: Any, shape: Sequence[int]) -> Any:
     return _windows(op, np.ones((1, *shape[1:3], 1)), 0.0).sum(-1)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class AvgPool2dGrad(_MaxPool):
     """The cotangent of avg_pool2d's x: each dy spread evenly over its window."""
 

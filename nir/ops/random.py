@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,6 @@ def philox(key: int, first: int, blocks: int) -> np.ndarray:
     return np.stack(c, axis=-1).astype(np.uint32)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class _Random(Op):
     key: Value
     counter: Value
@@ -55,7 +53,6 @@ class _Random(Op):
 _KEY, _COUNTER = np.array(0x123456789ABCDEF), np.array(7)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class RandomBits(_Random):
     """Random i32: element i is word i % 4 of Philox4x32-10's block counter + i // 4.
 
@@ -93,7 +90,6 @@ def blocks(shape: Shape) -> Any:
     return ceildiv(prod(shape), 4)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class _RandomFloat(_Random):
     shape: Shape
     dtype: DType
@@ -116,8 +112,6 @@ class _RandomFloat(_Random):
 class RandomUniform(_RandomFloat):
     """Uniform in [0, 1): multiples of 2**-24, from the words of `RandomBits`."""
 
-    __slots__ = ()
-
     def ref(self, key: np.ndarray, counter: np.ndarray) -> tuple[np.ndarray, ...]:
         (bits,) = RandomBits(self.key, self.counter, self.shape).ref(key, counter)
         return (
@@ -136,8 +130,6 @@ class RandomNormal(_RandomFloat):
     u are the uniforms from ``counter`` on, v those of the ceil(n / 4) blocks after them.
     """
 
-    __slots__ = ()
-
     def ref(self, key: np.ndarray, counter: np.ndarray) -> tuple[np.ndarray, ...]:
         draw = RandomUniform(self.key, self.counter, self.shape, self.dtype)
         (u,) = draw.ref(key, counter)
@@ -153,7 +145,6 @@ class RandomNormal(_RandomFloat):
         return (((1.0 - u).log() * -2.0).sqrt() * (v * (2 * math.pi)).cos(),)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class RandomBernoulli(Op):
     """True with probability p: where the uniform f32 draw lies below it."""
 

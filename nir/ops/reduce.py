@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,7 +31,6 @@ def _accumulator(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float32) if x.dtype.itemsize == 2 and x.dtype.kind not in "iu" else x
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class _Reduce(Op):
     x: Value
     axes: tuple[int, ...]
@@ -75,8 +73,6 @@ class _Reduce(Op):
 class Sum(_Reduce):
     """The sum; 0 of nothing. Integers wrap."""
 
-    __slots__ = ()
-
     def ref(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         with np.errstate(all="ignore"):
             return (
@@ -91,8 +87,6 @@ class Sum(_Reduce):
 
 class Mean(_Reduce):
     """The sum divided by the number of elements; nan of nothing."""
-
-    __slots__ = ()
 
     accepts = ("float",)
 
@@ -117,8 +111,6 @@ class Mean(_Reduce):
 class Prod(_Reduce):
     """The product; 1 of nothing. The gradient is the product of the others, zeros included."""
 
-    __slots__ = ()
-
     def ref(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         with np.errstate(all="ignore"):
             return (
@@ -141,8 +133,6 @@ class Prod(_Reduce):
 
 
 class _Extreme(_Reduce):
-    __slots__ = ()
-
     accepts = ("float", "int", "uint", "bool")
 
     def grad(self, operands: Grad, results: Grad, cotangents: Grad) -> Grad:
@@ -167,8 +157,6 @@ def _highest(dtype: np.dtype) -> Any:
 class Max(_Extreme):
     """The largest; nan if any is nan; the lowest value of the dtype (-inf) of nothing."""
 
-    __slots__ = ()
-
     def ref(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         return (np.asarray(np.max(x, axis=self.axes, initial=_lowest(x.dtype))).astype(x.dtype),)
 
@@ -176,16 +164,12 @@ class Max(_Extreme):
 class Min(_Extreme):
     """The smallest; nan if any is nan; the highest value of the dtype (inf) of nothing."""
 
-    __slots__ = ()
-
     def ref(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         return (np.asarray(np.min(x, axis=self.axes, initial=_highest(x.dtype))).astype(x.dtype),)
 
 
 class LogSumExp(_Reduce):
     """log(sum(exp(x))), stable: the maximum is taken out first. -inf of nothing."""
-
-    __slots__ = ()
 
     accepts = ("float",)
 
@@ -210,7 +194,6 @@ class LogSumExp(_Reduce):
         return ((x - self.spread(finite, x)).exp().sum(self.axes).log() + finite,)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class _Arg(Op):
     x: Value
     axis: int
@@ -243,8 +226,6 @@ class _Arg(Op):
 class ArgMax(_Arg):
     """Index (i64) of the largest along ``axis``: the first on ties, the first nan if any."""
 
-    __slots__ = ()
-
     def ref(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         return (np.asarray(np.argmax(x, self.axis)).astype(np.int64),)
 
@@ -252,13 +233,10 @@ class ArgMax(_Arg):
 class ArgMin(_Arg):
     """Index (i64) of the smallest along ``axis``: the first on ties, the first nan if any."""
 
-    __slots__ = ()
-
     def ref(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         return (np.asarray(np.argmin(x, self.axis)).astype(np.int64),)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class CumSum(Op):
     """Sums of the elements up to and with each one along ``axis``."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from nir.ops.elementwise import _BITS, _INTEGER, _Binary
 Grad = Sequence[Any]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Where(Op):
     """x where condition holds, else y; condition is bool, x and y have one type."""
 
@@ -55,15 +53,11 @@ class Where(Op):
 
 
 class _Logical(_Binary):
-    __slots__ = ()
-
     accepts = ("bool",)
 
 
 class LogicalAnd(_Logical):
     """lhs and rhs, of bools."""
-
-    __slots__ = ()
 
     compute = staticmethod(np.logical_and)
 
@@ -71,23 +65,17 @@ class LogicalAnd(_Logical):
 class LogicalOr(_Logical):
     """lhs or rhs, of bools."""
 
-    __slots__ = ()
-
     compute = staticmethod(np.logical_or)
 
 
 class LogicalXor(_Logical):
     """Exactly one of lhs and rhs, of bools."""
 
-    __slots__ = ()
-
     compute = staticmethod(np.logical_xor)
 
 
 class BitAnd(_Binary):
     """lhs & rhs, of integers or bools."""
-
-    __slots__ = ()
 
     accepts = _BITS
     compute = staticmethod(np.bitwise_and)
@@ -96,16 +84,12 @@ class BitAnd(_Binary):
 class BitOr(_Binary):
     """lhs | rhs, of integers or bools."""
 
-    __slots__ = ()
-
     accepts = _BITS
     compute = staticmethod(np.bitwise_or)
 
 
 class BitXor(_Binary):
     """lhs ^ rhs, of integers or bools."""
-
-    __slots__ = ()
 
     accepts = _BITS
     compute = staticmethod(np.bitwise_xor)
@@ -116,8 +100,6 @@ def _bits(x: np.ndarray) -> int:
 
 
 class _Shift(_Binary):
-    __slots__ = ()
-
     accepts = _INTEGER
 
     @classmethod
@@ -137,8 +119,6 @@ class _Shift(_Binary):
 class ShiftLeft(_Shift):
     """lhs << rhs; 0 where rhs is negative or not below the width."""
 
-    __slots__ = ()
-
     @staticmethod
     def compute(x: np.ndarray, n: np.ndarray) -> np.ndarray:
         ok = (n >= 0) & (n < _bits(x))
@@ -149,8 +129,6 @@ class ShiftLeft(_Shift):
 class ShiftRight(_Shift):
     """lhs >> rhs, copies of the sign shifted in; the sign alone where rhs is out of range."""
 
-    __slots__ = ()
-
     @staticmethod
     def compute(x: np.ndarray, n: np.ndarray) -> np.ndarray:
         ok = (n >= 0) & (n < _bits(x))
@@ -159,8 +137,6 @@ class ShiftRight(_Shift):
 
 class ShiftRightLogical(_Shift):
     """lhs >> rhs, zeros shifted in; 0 where rhs is negative or not below the width."""
-
-    __slots__ = ()
 
     @staticmethod
     def compute(x: np.ndarray, n: np.ndarray) -> np.ndarray:

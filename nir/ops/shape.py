@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ def _shown(shape: Shape) -> str:
     return "[" + ",".join(map(str, shape)) + "]"
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Reshape(Op):
     """The elements in row-major order, in another shape of as many."""
 
@@ -56,7 +54,6 @@ class Reshape(Op):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Transpose(Op):
     """Axis i of the result is axis perm[i] of x."""
 
@@ -91,7 +88,6 @@ class Transpose(Op):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Broadcast(Op):
     """Repeat x along new axes: axis i of x is axis axes[i] of the result, with the same size."""
 
@@ -141,7 +137,6 @@ class Broadcast(Op):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Slice(Op):
     """``sizes[i]`` elements of x[starts[i] :: steps[i]] along each axis; steps are positive."""
 
@@ -195,7 +190,6 @@ class Slice(Op):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Pad(Op):
     """x with ``low[i]`` elements of ``value`` before and ``high[i]`` after it along each axis."""
 
@@ -236,7 +230,6 @@ class Pad(Op):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Concat(Op):
     """The tensors one after the other along ``axis``."""
 
@@ -281,7 +274,6 @@ class Concat(Op):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Flip(Op):
     """The order of the elements reversed along ``axes``."""
 
@@ -308,7 +300,6 @@ class Flip(Op):
         return [Sample((_X,), {"axes": (0, 2)}), Sample((_X,), {"axes": ()})]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Dilate(Op):
     """``factors[i] - 1`` zeros between neighbours along axis i: size n becomes (n - 1) * f + 1."""
 

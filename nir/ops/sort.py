@@ -8,7 +8,6 @@ order, so the result is unique.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,6 @@ def _back(x: Any, indices: Any, ct: Any, axis: int) -> Grad:
     return (None if ct is None else x.zeros_like().scatter_add_along(indices, ct, axis),)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Sort(Op):
     """(x sorted along ``axis``, the i64 indices that its elements had), ascending or descending.
 
@@ -87,7 +85,6 @@ class Sort(Op):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class TopK(Op):
     """The first ``k`` of `Sort` along ``axis``, values and i64 indices: the largest or smallest.
 

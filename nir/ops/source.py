@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from nir.ir.types import DType, TensorType, dtype, f32, i32, i64
 Grad = Sequence[Any]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Full(Op):
     """A tensor of one number. ``value`` may be a symbolic size: the size itself, as a number."""
 
@@ -46,7 +44,6 @@ class Full(Op):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Iota(Op):
     """0, 1, 2, ... along ``axis``, the same along the others."""
 
@@ -78,7 +75,6 @@ class Iota(Op):
         ]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Constant(Op):
     """A tensor that the graph carries with it."""
 

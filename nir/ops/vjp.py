@@ -9,10 +9,11 @@ graphs: they can be differentiated again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field
 from itertools import pairwise
 
 from nir.errors import NirError, NotDifferentiable, VerifyError
+from nir.frozen import Frozen, replace
 from nir.ir.graph import Builder, Graph, location_text
 from nir.ir.location import Locations, derived
 from nir.ir.op import Op, Value
@@ -74,8 +75,7 @@ def differentiable_inputs(graph: Graph) -> tuple[int, ...]:
     return tuple(i for i, v in enumerate(graph.inputs) if v.type.dtype.is_float)
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(Frozen):
     """Ops that a backward computes again, in order, with all that they need of their own.
 
     ``names`` maps a value to the result of one of them that it is another name of.
@@ -174,8 +174,7 @@ def _repeat(b: Builder, segment: Segment, after: Value, kept: set[Value]) -> dic
 # ---- slices ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(Frozen):
     """The cotangent of elements ``start`` .. ``end`` - 1 along ``axis`` of a value; 0 elsewhere."""
 
     axis: int

@@ -8,9 +8,9 @@ results go on towards the outputs. These rules run with those of `layout`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
+from nir.frozen import replace
 from nir.ir.op import Value
 from nir.ops import Attention, AttentionGrad, Concat, Reshape, Slice, Transpose
 from nir.ops.attention import AXES, order_from

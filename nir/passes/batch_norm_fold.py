@@ -14,8 +14,8 @@ weights are inputs or constants.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
+from nir.frozen import replace
 from nir.ir.graph import Graph
 from nir.ir.op import Op, Value
 from nir.ir.program import Target

@@ -11,9 +11,9 @@ write the result and the spare in turn, so that no carry is ever copied from ste
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import reduce
 
+from nir.frozen import Frozen
 from nir.ir.dim import Dim, upper_bound
 from nir.ir.op import Op
 from nir.ops import Cond, Scan, WhileLoop
@@ -23,8 +23,7 @@ _ALIGN = 64
 CONTROL = (Scan, WhileLoop, Cond)
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(Frozen):
     """Offsets in the block of an op; ``arena`` is where each region's arena begins."""
 
     spares: tuple[Dim, ...]

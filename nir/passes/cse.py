@@ -9,9 +9,9 @@ requires: nothing.  ensures: no two equal pure ops.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import replace
 from typing import Any
 
+from nir.frozen import replace
 from nir.ir.graph import Graph, attribute_key
 from nir.ir.op import Op, Value
 from nir.ir.program import Target

@@ -15,10 +15,10 @@ requires: nothing.  ensures: every op is covered by the target (`covered`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 from nir.errors import UnsupportedError
+from nir.frozen import replace
 from nir.ir.graph import Graph, location_text
 from nir.ir.op import OPS, Op, Value
 from nir.ir.program import Target
@@ -130,7 +130,7 @@ def _widened(
     wide = {v: ctx.emit(Cast(v, to)) if v.type.dtype in narrow else v for v in op.operands}
     again = op.map_operands(wide.__getitem__)
     if again.attributes.get("dtype") in narrow:
-        again = replace(again, dtype=to)  # type: ignore[call-arg]
+        again = replace(again, dtype=to)
     again = replace(again, results=tuple(Value(-1, t) for t in again.infer()))
     if _in(again, narrow):
         return None

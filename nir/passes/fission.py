@@ -16,9 +16,10 @@ requires: nothing.  ensures: nothing new; sums over steps have another order tha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
+from nir.frozen import replace
 from nir.ir.dim import Dim, prod
 from nir.ir.graph import Builder, Graph, rebuild
 from nir.ir.op import Op, Value

@@ -10,11 +10,11 @@ requires: nothing.  ensures: no elementwise op whose operands are all `Full`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from nir.frozen import replace
 from nir.ir.dim import Poly
 from nir.ir.graph import Graph
 from nir.ir.op import OPS, Op, Value

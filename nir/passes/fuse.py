@@ -11,12 +11,14 @@ reduction lies in a `Fused` region.
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from nir.errors import VerifyError
+from nir.frozen import Frozen, replace
 from nir.ir.dim import Dim, Shape
 from nir.ir.graph import Builder, Graph, location_text
 from nir.ir.op import Op, Value
@@ -79,8 +81,7 @@ class _Cluster:
         return self.space[self.level :]
 
 
-@dataclass(frozen=True)
-class _Edge:
+class _Edge(Frozen):
     """A use of a stored value by a non-inlined op: the op's position and the views on the way."""
 
     user: int
@@ -299,7 +300,7 @@ class _Fusion:
                 return None
             # A full reduction over leading axes takes the vector arithmetic after it along.
             if c.form == "map" and c.space == own.reduced:
-                return replace(own, members=[])
+                return dataclasses.replace(own, members=[])
             same = c.form == "column" and c.chunk is None
             return c if same and c.space == own.space and c.level == own.level else None
         if c.form == "row":

@@ -11,9 +11,9 @@ requires: nothing.  ensures: no loop packs what it does not change.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
+from nir.frozen import replace
 from nir.ir.graph import Builder, Graph, rebuild
 from nir.ir.op import Op, Value
 from nir.ir.program import Target

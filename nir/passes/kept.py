@@ -8,8 +8,8 @@ can stack these products too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
+from nir.frozen import replace
 from nir.ir.graph import Graph, attribute_key
 from nir.ir.op import Op, Value
 from nir.ops import Matmul, Reshape, Scan

@@ -16,9 +16,10 @@ requires: nothing.  ensures: no transpose between ops that agree on an order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+from nir.frozen import replace
 from nir.ir.graph import Graph
 from nir.ir.op import OPS, Op, Value
 from nir.ir.program import Target

@@ -11,9 +11,9 @@ requires: nothing.  ensures: every operand and result of a loop or branch is use
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
+from nir.frozen import replace
 from nir.ir.graph import Graph
 from nir.ir.op import Op, Value
 from nir.ir.program import Target

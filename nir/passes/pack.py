@@ -19,9 +19,9 @@ requires: covered.  ensures: no product reads what a pack in the same graph make
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
+from nir.frozen import replace
 from nir.ir.graph import Graph
 from nir.ir.op import Value
 from nir.ir.program import Target

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from nir import flags
 from nir.errors import NirError, VerifyError
+from nir.frozen import Frozen
 from nir.ir.compare import compare
 from nir.ir.dump import Dumper
 from nir.ir.graph import Graph, location_text
@@ -45,8 +45,7 @@ from nir.passes.split_reductions import leading_or_trailing, split_reductions
 PassFunction = Callable[[Graph, Target], Graph]
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
+class Pass(Frozen):
     """A step of the pipeline. ``name`` is its name in dumps, messages and on the command line."""
 
     name: str

@@ -11,8 +11,8 @@ requires: packing done; runs before loops are fused.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from nir.frozen import Frozen
 from nir.ir.graph import Graph
 from nir.ir.op import Op, Value
 from nir.ops import Broadcast, Pack, PackConv2d, Reshape, Slice
@@ -22,8 +22,7 @@ _KINDS = frozenset({"elementwise", "reduction", "contraction", "movement", "sour
 _VIEWS = (Broadcast, Reshape, Slice)
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(Frozen):
     """A graph in two: ``rest`` reads the inputs ``kept`` and then the outputs of ``preparation``.
 
     ``needed`` are the inputs that the preparation reads; numbers are those of the whole graph.

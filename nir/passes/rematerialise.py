@@ -20,8 +20,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
+from nir.frozen import replace
 from nir.ir.graph import Graph
 from nir.ir.location import derived
 from nir.ir.op import Op, Value

@@ -21,10 +21,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from nir.errors import VerifyError
+from nir.frozen import replace
 from nir.ir.graph import Builder, Graph, location_text
 from nir.ir.location import Locations
 from nir.ir.op import Op, Value

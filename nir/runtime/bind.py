@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 from nir.errors import ShapeError
+from nir.frozen import replace
 from nir.ir.program import Buffer, Program
 from nir.runtime._core import Storage
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from nir import flags
 from nir.errors import CodegenError, DTypeError, IndexRangeError, NirError, UnsupportedError
+from nir.frozen import replace
 from nir.ir import interp
 from nir.ir.bind import bind_shapes
 from nir.ir.dim import Dim

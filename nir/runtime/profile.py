@@ -11,11 +11,11 @@ import json
 import linecache
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from nir.errors import NirError
+from nir.frozen import Frozen
 from nir.ir.dim import value
 from nir.ir.graph import location_text
 from nir.ir.location import Location, Locations
@@ -24,16 +24,14 @@ from nir.ir.program import Program
 K = TypeVar("K")
 
 
-@dataclass(frozen=True, slots=True)
-class Roofs:
+class Roofs(Frozen):
     """What a machine reaches at most: arithmetic and bytes from memory, in a second."""
 
     flops: float
     bytes: float
 
 
-@dataclass(frozen=True, slots=True)
-class CallTime:
+class CallTime(Frozen):
     """One call, over the ``count`` times that it ran: ``seconds``, ``flops`` and ``bytes``.
 
     ``bytes`` counts operands and results once each time, whatever the caches do with them.
@@ -63,8 +61,7 @@ class CallTime:
         return max(self.flops / roofs.flops, self.bytes / roofs.bytes) / self.seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(Frozen):
     """The work of one thread on one call; seconds since the run began."""
 
     call: int
@@ -73,8 +70,7 @@ class Piece:
     end: float
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(Frozen):
     """What the calls of one source line took; those of its gradient apart.
 
     A call of several lines is shared out among them by their ops' arithmetic; ``live`` is the most
@@ -96,8 +92,7 @@ class Line:
         return linecache.getline(self.file, self.line).strip() if self.line else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
+class Profile(Frozen):
     """All calls of a run, in the order in which they stand in the program.
 
     ``roofs`` are those of the machine, where they are known.

@@ -15,8 +15,8 @@ import json
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 
+from nir.frozen import Frozen, replace
 from nir.ir.graph import Graph
 from nir.ir.location import Location, Locations
 from nir.ir.program import Call, Program
@@ -28,8 +28,7 @@ from nir.runtime.executable import Emit, Executable, constant_storage
 _SIZE = struct.Struct("<I")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Frozen):
     """A compiled program: its encoded form, constants, code for one ISA level, and locations."""
 
     isa: str

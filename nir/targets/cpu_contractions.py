@@ -6,9 +6,9 @@ The layouts of ``dims`` are at the top of each source in kernels/cpu.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
+from nir.frozen import replace
 from nir.ir.dim import Dim, Shape, ceildiv, prod
 from nir.ops.conv import Conv2d, Conv2dInputGrad, Conv2dWeightGrad, PackConv2d
 from nir.ops.linalg import Matmul, Pack

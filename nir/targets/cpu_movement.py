@@ -6,11 +6,11 @@ The layouts of ``dims`` are at the top of each source in kernels/cpu.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from nir.frozen import Frozen
 from nir.ir.dim import Dim, Shape, prod
 from nir.ir.types import DType
 from nir.ops.index import CheckIndex, Put, ScatterAdd, ScatterAddAlong, Take, TakeAlong
@@ -228,8 +228,7 @@ def random_bits(op: RandomBits) -> KernelCall | None:
 # ---- copies ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Axis:
+class _Axis(Frozen):
     """An axis of a copy: its size, and the elements from one index to the next on both sides."""
 
     size: Dim

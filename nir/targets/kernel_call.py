@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from nir.frozen import Frozen
 from nir.ir.dim import Dim
 
 
-@dataclass(frozen=True, slots=True)
-class KernelCall:
+class KernelCall(Frozen):
     """A call of ``kernel``; its arguments are the op's operands in order, then its results.
 
     The fields up to ``work`` mean what they mean in `nir.ir.program.Call`. Sizes may be symbolic.

@@ -8,13 +8,13 @@ kernel's depth, of convolutions of its slices. The gradients follow from theirs,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from nir import ops
 from nir.errors import NirError, ShapeError
 from nir.frontend.functional import pad, stack, zeros_like
 from nir.frontend.tensor import Tensor, apply
+from nir.frozen import Frozen
 from nir.ir.dim import Dim
 from nir.ir.location import caller
 from nir.ops.conv import out_size
@@ -46,8 +46,7 @@ def sizes(value: Sizes, axes: int, what: str) -> tuple[int, ...]:
     return tuple(int(v) for v in value)
 
 
-@dataclass(frozen=True)
-class _Window:
+class _Window(Frozen):
     """How a kernel moves over an image, one number (or pair) for each axis."""
 
     kernel: tuple[int, ...]
