@@ -87,18 +87,25 @@ def _fresh(graph: Graph) -> Graph:
 
 
 def measure(sizes: Sequence[int], repeat: int) -> dict[str, list[tuple[int, float]]]:
-    """(ops, least seconds of ``repeat``) of each stage at each size."""
-    table: dict[str, list[tuple[int, float]]] = {}
-    for size in sizes:
-        graph = training_graph(size)
-        for name, run in stages(graph):
-            best = float("inf")
-            for _ in range(repeat):
-                gc.collect()
+    """(ops, least seconds of ``repeat``) of each stage at each size.
+
+    All stages take turns: a slow stretch of a shared machine then hits one try of many stages, and
+    not every try of one.
+    """
+    graphs = [training_graph(size) for size in sizes]
+    runs = [stages(graph) for graph in graphs]
+    best: dict[tuple[str, int], float] = {}
+    for _ in range(repeat):
+        for graph, found in zip(graphs, runs, strict=True):
+            gc.collect()
+            for name, run in found:
                 start = time.perf_counter()
                 run()
-                best = min(best, time.perf_counter() - start)
-            table.setdefault(name, []).append((len(graph.nodes), best))
+                took, key = time.perf_counter() - start, (name, len(graph.nodes))
+                best[key] = min(best.get(key, took), took)
+    table: dict[str, list[tuple[int, float]]] = {}
+    for (name, ops), seconds in best.items():
+        table.setdefault(name, []).append((ops, seconds))
     return table
 
 
@@ -111,7 +118,7 @@ def exponent(points: Sequence[tuple[int, float]]) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling")
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--collector", action="store_true", help="leave Python's collector on")
     args = parser.parse_args()
     if not args.collector:
