@@ -123,7 +123,7 @@ def pack_weights(
 
 def conv_scratch(c: Conv, source_channels: int, size: int) -> int:
     channels, taps = source_channels // c.groups, c.kh * c.kw
-    pieces = taps * channels  # as many as an NCHW image takes
+    pieces = taps * max(1, ceil_div(channels, 256))
     rows = max(65536, 14 * taps * channels)
     return 124672 + pieces * 48 + (256 + rows) * size
 
@@ -160,8 +160,13 @@ def run(
             weights = pack_weights(c, w, isa, input_grad=grad, planar=planar)
         shape = x.shape if grad else dy.shape
         arrays, rows, cols, strides = [first, weights], int(np.prod(shape[:3])), shape[3], []
-        strides = [] if grad else [planar]
+        strides = []
         scratch = conv_scratch(c, c.o if grad else c.c, size)
+        if planar:
+            kind = "conv2d_planar"
+            width = (c.out[1] - 1) * c.stride[1] + (c.kw - 1) * c.dil[1] + 1
+            lines = c.c * ((c.kh - 1) * c.dil[0] + 1)
+            scratch = lines * max(width, 0) * size + c.c * c.kh * 8 + 128
         if depthwise:
             strides = [1, c.kh * c.kw] if oihw else [c.o, 1]
             scratch = c.kh * c.kw * c.c * size + (c.kh + c.kw) * 32 + 7 * 64

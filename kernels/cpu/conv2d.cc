@@ -6,9 +6,8 @@
 //
 //   conv2d             ptrs  x [N, H, W, C], packed w, y [N, OH, OW, O]
 //                      rows  N * OH * OW output pixels; cols  O
-//                      dims  conv.h, then  16 whether x is NCHW
 //     w is packed by pack_b with batch = groups, K1 = KH * KW, K2 = C / groups, N = O / groups,
-//     strides: batch O / groups, k1 (C / groups) * O, k2 O, n 1. For NCHW K1 = C, K2 = KH * KW.
+//     strides: batch O / groups, k1 (C / groups) * O, k2 O, n 1.
 //   conv2d_input_grad  ptrs  dy [N, OH, OW, O], packed w, dx [N, H, W, C]
 //                      rows  N * H * W input pixels; cols  C
 //     w is packed with K1 = KH * KW, K2 = O / groups, N = C / groups,
@@ -23,6 +22,9 @@ namespace {
 
 // Pixels that share a sliver of the weights while it is near: of few channels, and at most.
 constexpr int kFewRows = 8 * kMaxRows, kBatchRows = 512;
+// Of a chain of one block, whose epilogue is next: what it reads is still near.
+constexpr int kOneBlockRows = 128;
+constexpr int kSquareRows = 6;    // of the tile that is as wide as four vectors
 constexpr int kMaxPieces = 32;    // pieces in one block of the chain
 constexpr int64_t kPointers = 3584;   // of the tiles of a batch in one block
 constexpr int64_t kClassTaps = 8;     // of an axis, in the mask of a class
@@ -70,7 +72,6 @@ template <class T>
 struct Gather {
   GatherAxis h, w;
   int64_t KH, KW, dest_h, dest_w, dest_channels, source_channels, groups;
-  int64_t planes = 1;  // of the source; source_channels are those of one plane
   const T *source;
   const T *weights;
   T *dest;
@@ -91,20 +92,34 @@ struct Gather {
   bool joins;                                      // few channels: pieces may span taps
   bool sorts;                                      // tiles have pixels of one class
   int64_t row_steps, batch_rows;
+  int64_t tile_rows, sliver;  // of the largest tile; columns that tiles do before the next ones
 };
+
+// Pixels of many channels lie 4 KB apart, or near it, where all of a tile's rows share a set of L1:
+// a tile of six rows fits its eight ways, and its pointers the registers. It needs the columns to
+// keep the chains as many.
+template <class T>
+void choose_tile(Gather<T> &g) {
+  constexpr int64_t W = kLanes<T>;
+  const int64_t columns = g.dest_channels / g.groups;
+  g.tile_rows = kMaxRows, g.sliver = max64(2 * W, kPanel);
+  if (kMaxRows > kSquareRows && columns >= 4 * W) g.tile_rows = kSquareRows, g.sliver = 4 * W;
+}
 
 template <class T>
 void take_scratch(Gather<T> &g, nir_ctx *ctx) {
+  choose_tile(g);
   Scratch s{static_cast<char *>(ctx->scratch)};
   const int64_t channels = g.source_channels / g.groups, taps = g.KH * g.KW;
   g.joins = channels < kFewChannels;
-  g.row_steps = g.planes * taps * channels;
+  g.row_steps = taps * channels;
   g.sorts = !g.joins && g.KH <= kClassTaps && g.KW <= kClassTaps;
   const int64_t in_block = min64(kMaxPieces, max64(1, ceil_div(kBlockK, max64(channels, 1))));
   g.batch_rows = g.sorts ? min64(kBatchRows, kPointers / in_block) : kFewRows;
+  if (g.row_steps <= kBlockK) g.batch_rows = min64(g.batch_rows, kOneBlockRows);
   if (g.joins && g.row_steps > 0)
     g.batch_rows = max64(kMaxRows, min64(kFewRows, kRowElements / g.row_steps));
-  const int64_t pieces = g.planes * taps * max64(1, ceil_div(channels, kBlockK));
+  const int64_t pieces = taps * max64(1, ceil_div(channels, kBlockK));
   g.pieces = s.take<Piece>(pieces);
   g.blocks = s.take<Block>(pieces);
   g.pixels = s.take<Pixel>(kBatchRows);
@@ -124,16 +139,15 @@ template <class T>
 void plan(Gather<T> &g) {
   const int64_t channels = g.source_channels / g.groups;
   int64_t n = 0;
-  for (int64_t line = 0; line < g.planes * g.KH; ++line) {
-    const int64_t plane = line / g.KH, kh = line % g.KH, line_start = n;
+  for (int64_t kh = 0; kh < g.KH; ++kh) {
+    const int64_t line_start = n;
     int64_t bh, bw;
     if (!g.h.base(kh, &bh)) continue;
     for (int64_t kw = 0; kw < g.KW; ++kw) {
       if (!g.w.base(kw, &bw)) continue;
       for (int64_t c = 0; c < channels; c += kBlockK) {
-        const int64_t b_offset = (line * g.KW + kw) * channels + c;
-        const int64_t source_offset =
-            ((plane * g.h.source + bh) * g.w.source + bw) * g.source_channels + c;
+        const int64_t b_offset = (kh * g.KW + kw) * channels + c;
+        const int64_t source_offset = (bh * g.w.source + bw) * g.source_channels + c;
         const int32_t length = static_cast<int32_t>(min64(kBlockK, channels - c));
         Piece *last = n > line_start ? &g.pieces[n - 1] : nullptr;
         if (g.joins && last && last->b_offset + last->length == b_offset &&
@@ -230,7 +244,7 @@ int64_t cut_tiles(const Gather<T> &g, int64_t count) {
   int32_t start = 0;
   for (int c = 0; c < classes; ++c) {
     Class &k = g.classes[c];
-    const int64_t tiles = ceil_div(k.count, kMaxRows);
+    const int64_t tiles = ceil_div(k.count, g.tile_rows);
     for (int64_t i = 0; i < tiles; ++i) {
       int64_t m;
       int rows;
@@ -280,9 +294,9 @@ void point(const Gather<T> &g, const Block &block, int64_t group, Rows *tile_lis
 template <class T>
 int32_t run_batch(nir_ctx *ctx, const Gather<T> &g, int64_t count, int64_t group, int64_t c0,
                   int64_t c1, bool epilogue) {
-  constexpr int64_t sliver = 2 * kLanes<T> > kPanel ? 2 * kLanes<T> : kPanel;
+  const int64_t sliver = g.sliver;
   const int64_t channels = g.source_channels / g.groups, columns = g.dest_channels / g.groups;
-  const int64_t K = g.planes * g.KH * g.KW * channels, first_row = g.pixels[0].row;
+  const int64_t K = g.KH * g.KW * channels, first_row = g.pixels[0].row;
   const T *weights = g.weights + group * ceil_div(columns, kPanel) * K * kPanel;
   if (!g.block_count) {
     for (int64_t i = 0; i < count; ++i)
@@ -373,7 +387,7 @@ int32_t run_class(nir_ctx *ctx, Gather<T> &g, int64_t r0, int64_t r1, int64_t c0
         const int64_t h = (y - g.h.first) / g.h.step * g.h.source_step;
         const int64_t w = (x - g.w.first) / g.w.step * g.w.source_step;
         g.pixels[count++] = {
-            ((image * g.planes * g.h.source + h) * g.w.source + w) * g.source_channels,
+            ((image * g.h.source + h) * g.w.source + w) * g.source_channels,
             line * g.dest_w + x, static_cast<int32_t>(h), static_cast<int32_t>(w), 0};
         if (count == g.batch_rows) {
           if (int32_t status = run_groups(ctx, g, count, c0, c1, epilogue)) return status;
@@ -389,13 +403,12 @@ int32_t run_class(nir_ctx *ctx, Gather<T> &g, int64_t r0, int64_t r1, int64_t c0
 template <class T>
 int32_t conv2d(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0, int64_t r1,
                int64_t c0, int64_t c1) {
-  ConvDims d(dims);
-  d.read_planes(dims[16]);
+  const ConvDims d(dims);
   Gather<T> g{};
   g.h = forward_axis(d.H, d.OH, d.stride_h, d.pad_h, d.dil_h);
   g.w = forward_axis(d.W, d.OW, d.stride_w, d.pad_w, d.dil_w);
   g.KH = d.KH, g.KW = d.KW, g.dest_h = d.OH, g.dest_w = d.OW, g.groups = d.groups;
-  g.dest_channels = d.O, g.source_channels = d.depth, g.planes = d.planes;
+  g.dest_channels = d.O, g.source_channels = d.C;
   g.source = at<const T>(ptrs, 0), g.weights = at<const T>(ptrs, 1), g.dest = at<T>(ptrs, 2);
   take_scratch(g, ctx);
   plan(g);

@@ -24,6 +24,7 @@
   NIR_MATMUL(X, f32) NIR_MATMUL(X, f64)       \
   NIR_MATMUL(X, i32) NIR_MATMUL(X, i64)       \
   NIR_FLOATS(X, conv2d)                       \
+  NIR_FLOATS(X, conv2d_planar)                \
   NIR_FLOATS(X, conv2d_input_grad)            \
   NIR_FLOATS(X, conv2d_weight_grad)           \
   NIR_FLOATS(X, conv2d_depthwise)             \

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from nir.codegen import transcendental
-from nir.codegen.nodes import COMPARISONS, FLOATS, HALVES, E, int_bits, int_range, select
+from nir.codegen.nodes import (
+    COMPARISONS,
+    FLOATS,
+    HALVES,
+    E,
+    constant_value,
+    int_bits,
+    int_range,
+    select,
+)
 from nir.errors import UnsupportedError
 from nir.ir.op import Op
 
@@ -94,11 +104,21 @@ def _int_div(x: E, y: E) -> tuple[E, E, E]:
 
 
 def _maximum(x: E, y: E) -> E:
-    return x.op("or" if x.dtype == "bool" else "max", y)
+    if x.dtype == "bool":
+        return x.op("or", y)
+    return select(x <= y, y, x) if _is_number(y) else x.op("max", y)
 
 
 def _minimum(x: E, y: E) -> E:
-    return x.op("and" if x.dtype == "bool" else "min", y)
+    if x.dtype == "bool":
+        return x.op("and", y)
+    return select(x >= y, y, x) if _is_number(y) else x.op("min", y)
+
+
+def _is_number(x: E) -> bool:
+    """A float that is known, and no nan: then one select is enough, and a nan passes it."""
+    node = x.nodes[x.n]
+    return node.op == "const" and x.dtype in FLOATS and not math.isnan(constant_value(node))
 
 
 # ---- bits --------------------------------------------------------------------------------------

@@ -151,6 +151,13 @@ def _gather_scratch(source_channels: int, groups: int, taps: int, size: int) -> 
     return fixed + pieces * (40 + 8) + (BLOCK_K + rows) * size + 12 * _LINE
 
 
+def _ring_scratch(op: Conv2d, kernel: tuple[int, int], channels: int, out_w: Dim, size: int) -> Dim:
+    """Bytes that conv2d_planar.cc takes: lines of x with their padding, and pointers to them."""
+    width = (out_w - 1) * op.stride[1] + (kernel[1] - 1) * op.dilation[1] + 1
+    lines = channels * ((kernel[0] - 1) * op.dilation[0] + 1)
+    return lines * size * width + channels * kernel[0] * 8 + 2 * _LINE
+
+
 def _convolution(op: Any, image: Any, input_grad: bool) -> KernelCall | None:
     """conv2d of ``image`` = x, or conv2d_input_grad of ``image`` = dy."""
     t, out = image.type, op.result.type
@@ -167,9 +174,7 @@ def _convolution(op: Any, image: Any, input_grad: bool) -> KernelCall | None:
     depthwise = depthwise and not planar
     x, y = (out.shape, image_shape) if input_grad else (image_shape, out.shape)
     dims = _window(op, x, y, (kh, kw))
-    if not input_grad and not depthwise:
-        dims += (int(planar),)
-    kernel = "conv2d_depthwise" if depthwise else "conv2d"
+    kernel = "conv2d_depthwise" if depthwise else "conv2d_planar" if planar else "conv2d"
     rows = prod(out.shape[:3])
     # Weights larger than the image they meet are read once by all threads together: columns split.
     row_grain = 8
@@ -182,9 +187,8 @@ def _convolution(op: Any, image: Any, input_grad: bool) -> KernelCall | None:
         cols=out.shape[3],
         row_grain=row_grain,
         col_grain=2 * PANEL if op.groups == 1 else 0,
-        # A plane of an image counts as a source of one channel.
         scratch=(
-            _gather_scratch(1, 1, taps * ci, size)
+            _ring_scratch(op, (kh, kw), ci, out.shape[2], size)
             if planar
             else _gather_scratch(image_shape[3], op.groups, taps, size)
         ),
