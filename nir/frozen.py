@@ -10,6 +10,8 @@ that is compiled when its class is first called.
         y: int = 0
 
     replace(Point(1), y=2)  # Point(x=1, y=2)
+
+A property that is asked for again and again is marked `kept`: its value never changes.
 """
 
 from __future__ import annotations
@@ -17,9 +19,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import MISSING, Field, FrozenInstanceError, field
 from operator import attrgetter
-from typing import Any, ClassVar, NoReturn, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Generic, NoReturn, TypeVar, dataclass_transform
 
 _Fields = dict[str, "Field[Any]"]
+_T = TypeVar("_T")
+
+
+class kept(Generic[_T]):
+    """A property of a Frozen class that is computed when first read, and kept in a slot."""
+
+    def __init__(self, make: Callable[[Any], _T]) -> None:
+        self.make, self.__doc__ = make, make.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        slot = vars(owner)[f"_{name}"]
+        self.read, self.write = slot.__get__, slot.__set__  # past the frozen setattr
+
+    def __get__(self, record: Any, owner: type) -> _T:
+        try:
+            found: _T = self.read(record)
+        except AttributeError:
+            found = self.make(record)
+            self.write(record, found)
+        return found
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
@@ -54,7 +76,8 @@ class _FrozenType(type):
                 made.kw_only = kw_only
             made.type = annotation
             fields[n] = made
-        slots = (*namespace.get("__slots__", ()), *new)
+        own_kept = [f"_{n}" for n, member in namespace.items() if isinstance(member, kept)]
+        slots = (*namespace.get("__slots__", ()), *new, *own_kept)
         namespace |= {"__slots__": slots, "frozen_fields": fields}
         if own:
             namespace["_values"] = attrgetter(*fields)

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import pytest
 
-from nir.frozen import Frozen, replace
+from nir.frozen import Frozen, kept, replace
 
 
 class Point(Frozen):
@@ -85,3 +85,26 @@ def test_replaced_copied_and_pickled() -> None:
     assert copy.deepcopy(p) == p == pickle.loads(pickle.dumps(p))
     with pytest.raises(TypeError, match="nothing"):
         replace(p, nothing=1)
+
+
+def test_a_kept_property_is_computed_once_for_each_object() -> None:
+    asked: list[int] = []
+
+    class Square(Frozen):
+        side: int
+
+        @kept
+        def area(self) -> int:
+            asked.append(self.side)
+            return self.side**2
+
+    class Named(Square):
+        label: str = ""
+
+    a = Named(3)
+    assert [a.area, a.area, replace(a, side=4).area] == [9, 9, 16]
+    assert asked == [3, 4]
+    assert a == Named(3) and hash(a) == hash(Named(3))  # it is no field
+    assert "area" not in repr(a)
+    with pytest.raises(FrozenInstanceError):
+        a.area = 1  # type: ignore[misc]

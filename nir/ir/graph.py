@@ -114,6 +114,15 @@ class Graph:
         return table
 
     @cached_property
+    def moved(self) -> frozenset[Value]:
+        """Values from which something is computed that is no elementwise op."""
+        found: set[Value] = set()
+        for op in reversed(self.nodes):
+            if op.kind != "elementwise" or not found.isdisjoint(op.results):
+                found.update(op.operands)
+        return frozenset(found)
+
+    @cached_property
     def number(self) -> dict[Value, int]:
         """Canonical numbers: inputs, then results in order. Equal graphs number equally."""
         return {v: i for i, v in enumerate(self.values)}

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from nir.frozen import Frozen, replace
+from nir.frozen import Frozen, kept, replace
 from nir.ir.dim import Dim, Poly, evaluate, prod
 from nir.ir.location import Location
 from nir.ir.types import TensorType
@@ -149,7 +149,7 @@ class Op(Frozen, eq=False, kw_only=True):
         (value,) = self.results
         return value
 
-    @property
+    @kept
     def operands(self) -> tuple[Value, ...]:
         """All operands, in order, variadic ones flattened and absent ones left out."""
         out: list[Value] = []

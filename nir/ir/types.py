@@ -7,7 +7,7 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-from nir.frozen import Frozen
+from nir.frozen import Frozen, kept
 from nir.ir.dim import Dim, Shape, prod
 
 
@@ -89,7 +89,7 @@ class TensorType(Frozen):
         """Number of elements."""
         return prod(self.shape)
 
-    @property
+    @kept
     def nbytes(self) -> Dim:
         """Bytes of storage, the padding of the layout included."""
         if self.layout == "panel16":

@@ -33,7 +33,7 @@ _TYPICAL = 64
 _GREEDY_LIMIT = 1000
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Storage:
     """Values that share one piece of memory."""
 
@@ -142,7 +142,9 @@ def storages_of(graph: Graph) -> dict[Value, Storage]:
         table[v] = Storage([v], v.type.nbytes, -1, end, ("input", k))
     for i, op in enumerate(graph.nodes):
         for v in op.operands:
-            table[v].end = max(table[v].end, i)
+            s = table[v]
+            if s.end < i:
+                s.end = i
         if is_alias(op):
             s = table[op.operands[0]]
             s.values.append(op.results[0])
@@ -187,31 +189,28 @@ def identity_reads(op: Op) -> list[tuple[Value, Value]]:
     space = op.results[0].type.shape
     pairs = []
     for outer, inner in zip(op.inputs, body.inputs, strict=True):
-        if outer.type.shape != space or op.inputs.count(outer) != 1 or _moved(body, inner):
+        if outer.type.shape != space or inner in body.moved or op.inputs.count(outer) != 1:
             continue
         pairs += [(outer, r) for r in results if r.type.nbytes == outer.type.nbytes]
     return pairs
 
 
-def _moved(body: Graph, v: Value) -> bool:
-    """Whether a movement op reads ``v`` or anything computed from it."""
-    stack, seen = [v], set()
-    while stack:
-        for u in body.users[stack.pop()]:
-            if u.kind != "elementwise":
-                return True
-            for r in u.results:
-                if r not in seen:
-                    seen.add(r)
-                    stack.append(r)
-    return False
+class Pairs(dict[Op, list[tuple[Value, Value]]]):
+    """`identity_reads` of each op, once."""
+
+    def __missing__(self, op: Op) -> list[tuple[Value, Value]]:
+        self[op] = found = identity_reads(op)
+        return found
 
 
-def share_in_place(graph: Graph, storages: dict[Value, Storage]) -> None:
+def share_in_place(
+    graph: Graph, storages: dict[Value, Storage], pairs: Pairs | None = None
+) -> None:
     """Let a result take over the storage of an operand that dies at its op."""
+    pairs = Pairs() if pairs is None else pairs
     for i, op in enumerate(graph.nodes):
         used: set[int] = set()
-        for x, r in identity_reads(op):
+        for x, r in pairs[op]:
             a, b = storages[x], storages[r]
             if a is b or id(a) in used or id(b) in used:
                 continue
@@ -228,11 +227,12 @@ def share_in_place(graph: Graph, storages: dict[Value, Storage]) -> None:
 
 def donations_of(graph: Graph, storages: dict[Value, Storage]) -> tuple[tuple[int, int], ...]:
     """The donated inputs whose last reader may write the output in place."""
-    position = {op: i for i, op in enumerate(graph.nodes)}
-    readers: dict[int, list[int]] = {}
+    given = {graph.inputs[source] for source, _ in graph.donate}
+    last: dict[Value, int] = {}
     for i, op in enumerate(graph.nodes):
         for v in op.operands:
-            readers.setdefault(id(storages[v]), []).append(i)
+            if v in given:
+                last[v] = i
     kept = []
     for source, out in graph.donate:
         x, y = graph.inputs[source], graph.outputs[out]
@@ -240,8 +240,7 @@ def donations_of(graph: Graph, storages: dict[Value, Storage]) -> tuple[tuple[in
         if x.type.nbytes != y.type.nbytes or storages[x].values != [x]:
             continue
         # Everything that shares the output's storage writes to it: the earliest write counts.
-        first = min(position[graph.producer[v]] for v in s.values)
-        last_read = max(readers.get(id(storages[x]), [-1]))
+        first, last_read = s.start, last.get(x, -1)
         if last_read < first or (
             last_read == first and (x, y) in identity_reads(graph.nodes[first])
         ):

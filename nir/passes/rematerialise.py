@@ -28,9 +28,9 @@ from nir.ir.op import Op, Value
 from nir.ir.program import Target
 from nir.ops.fused import Fused
 from nir.passes.blocks import CONTROL
-from nir.passes.memory import identity_reads, is_alias, plan, typical
+from nir.passes.memory import Pairs, is_alias, plan, typical
 from nir.passes.rewrite import in_regions
-from nir.passes.schedule import order, peak, reused
+from nir.passes.schedule import Shared, order, peak
 
 _ROUNDS = 8
 _LARGE = 16 << 20  # bytes that a program keeps, for it to be worth while without a limit
@@ -64,11 +64,15 @@ def rematerialise(graph: Graph, target: Target) -> Graph:
 
 def _cheaper(graph: Graph, target: Target) -> Graph:
     """``graph`` with what costs next to nothing to compute again not kept."""
-    kept = max(_Lives(graph, _Pairs()).bytes, default=0)
+    kept = max(_Lives(graph, Pairs()).bytes, default=0)
     if kept < _LARGE:
         return graph
     work = sum(map(_work, graph.nodes))
-    smaller = order(_reduced(_with_own_views(graph), int(_GOAL * kept), _SPENT * work, _PATIENCE))
+    whole = _with_own_views(graph)
+    reduced = _reduced(whole, int(_GOAL * kept), _SPENT * work, _PATIENCE)
+    if reduced is whole:  # nothing is that cheap
+        return graph
+    smaller = order(reduced)
     before, after = needed(graph, target), needed(smaller, target)
     added = sum(map(_work, smaller.nodes)) - work
     worth = before - after >= before * max(_GAIN * added / work, _LEAST)
@@ -101,18 +105,20 @@ def _reduced(graph: Graph, goal: int, spend: float = math.inf, patience: float =
 
     What runs again may be ``spend`` work in all; ``patience`` is how many steps are tried.
     """
-    pairs = _Pairs()
-    above = _above(_Lives(graph, pairs), goal)
+    pairs = Pairs()
+    lives = _Lives(graph, pairs)
+    above = _above(lives, goal)
     while above[0] > 0 and patience > 0:
-        for candidate in _candidates(graph, _Lives(graph, pairs)):
+        for candidate in _candidates(graph, lives):
             work = sum(_work(graph.nodes[k]) for k in candidate[2])
             if work > spend:
                 continue
             patience -= 1
             smaller = _repeated(graph, *candidate)
-            now = _above(_Lives(smaller, pairs), goal)
+            lives_then = _Lives(smaller, pairs)
+            now = _above(lives_then, goal)
             if now < above:
-                graph, above, spend = smaller, now, spend - work
+                graph, lives, above, spend = smaller, lives_then, now, spend - work
                 break
         else:
             break
@@ -125,18 +131,10 @@ def _above(lives: _Lives, goal: int) -> tuple[int, int]:
     return max(over, default=0), sum(over)
 
 
-class _Pairs(dict[Op, list[tuple[Value, Value]]]):
-    """`identity_reads` of each op, once."""
-
-    def __missing__(self, op: Op) -> list[tuple[Value, Value]]:
-        self[op] = found = identity_reads(op)
-        return found
-
-
 class _Lives:
     """When values live, and how many bytes do at each op; views count as what they are views of."""
 
-    def __init__(self, graph: Graph, pairs: _Pairs) -> None:
+    def __init__(self, graph: Graph, pairs: Pairs) -> None:
         self.pairs = pairs
         self.base: dict[Value, Value] = {}
         self.start: dict[Value, int] = {}
@@ -153,12 +151,11 @@ class _Lives:
                 elif op.name != "constant":
                     self.start[v], self.size[v] = i, typical(v.type.nbytes)
         count = len(graph.nodes)
-        self.end = {v: max(self.reads.get(v, [i])) for v, i in self.start.items()}
+        self.end = {v: self.reads[v][-1] if v in self.reads else i for v, i in self.start.items()}
         # Where a donated input is written over by the output that takes its place.
-        self.overwritten = {
-            graph.inputs[i]: self.maker[graph.outputs[out]] for i, out in reused(graph)
-        }
-        donated = {graph.outputs[out] for _, out in reused(graph)}
+        donations = Shared(graph, pairs).donations if graph.donate else ()
+        self.overwritten = {graph.inputs[i]: self.maker[graph.outputs[out]] for i, out in donations}
+        donated = {graph.outputs[out] for _, out in donations}
         for v in graph.outputs:
             if self.of(v) in self.end:
                 self.end[self.of(v)] = count

@@ -19,12 +19,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from nir.ir.graph import Graph
 from nir.ir.op import Value
 from nir.ir.program import Target
 from nir.passes.blocks import CONTROL
 from nir.passes.memory import (
+    Pairs,
     donations_of,
     is_alias,
     share_in_place,
@@ -46,51 +48,62 @@ def order(graph: Graph) -> Graph:
     """`schedule` of this graph alone."""
     if len(graph.nodes) < 3:
         return graph
-    flow = _Flow(graph)
+    pairs = Pairs()
+    first = Shared(graph, pairs)
+    flow = _Flow(first)
     given = list(range(len(graph.nodes)))
     late = flow.late(given)
     tried = [late, flow.early(given), flow.early(late), flow.greedy()]
-    graphs = [graph, *(_ordered(graph, t) for t in tried)]
-    peaks = [peak(g) for g in graphs]
-    best = min(range(len(graphs)), key=lambda i: peaks[i])
+    orders = dict.fromkeys(tuple(t) for t in tried if t != given)  # rules often agree
+    found = [first, *(Shared(_ordered(graph, o), pairs) for o in orders)]
+    peaks = [max(s.live(), default=0) for s in found]
+    least = min(peaks)
+    best = found[peaks.index(least)]
     # A donated input that an output can no longer take over costs more than an order saves.
-    lost = best and len(reused(graphs[best])) < len(reused(graph))
-    return graph if lost or peaks[best] > _WORTH * peaks[0] else graphs[best]
+    lost = len(best.donations) < len(first.donations)
+    return graph if lost or least > _WORTH * peaks[0] else best.graph
 
 
 def _ordered(graph: Graph, positions: Sequence[int]) -> Graph:
     return graph.with_(nodes=tuple(graph.nodes[i] for i in positions))
 
 
-def reused(graph: Graph) -> tuple[tuple[int, int], ...]:
-    """The donated inputs whose storage outputs can take over, in this order of ops."""
-    storages = storages_of(graph)
-    share_in_place(graph, storages)
-    return donations_of(graph, storages)
+class Shared:
+    """Which values of a graph share memory, in its order of ops.
+
+    ``donations`` are the donated inputs whose storage outputs can take over. ``pairs`` may be those
+    of a graph with the same ops in another order.
+    """
+
+    def __init__(self, graph: Graph, pairs: Pairs | None = None) -> None:
+        self.graph = graph
+        self.storages = storages_of(graph)
+        share_in_place(graph, self.storages, pairs)
+        self.donations = donations_of(graph, self.storages)
+
+    def live(self, outputs: bool = True) -> list[int]:
+        """Bytes of intermediate results, regions' ones included, at each op; at usual sizes.
+
+        An output that a donated input becomes takes none.
+        """
+        given = {out for _, out in self.donations}
+        changes = [0] * (len(self.graph.nodes) + 2)
+        for s in unique(self.storages):
+            if s.home is None or (outputs and s.home[0] == "output" and s.home[1] not in given):
+                size = typical(s.size)
+                changes[s.start] += size
+                changes[s.end + 1] -= size
+        kept = list(accumulate(changes[: len(self.graph.nodes)]))
+        for i, op in enumerate(self.graph.nodes):
+            if isinstance(op, CONTROL):
+                inside = (peak(region, outputs=False) for _, region in op.regions())
+                kept[i] += max(inside, default=0)
+        return kept
 
 
 def live(graph: Graph, outputs: bool = True) -> list[int]:
-    """Bytes of intermediate results, regions' ones included, at each op; at usual sizes.
-
-    An output that a donated input becomes takes none.
-    """
-    storages = storages_of(graph)
-    share_in_place(graph, storages)
-    given = {out for _, out in donations_of(graph, storages)}
-    changes = [0] * (len(graph.nodes) + 2)
-    for s in unique(storages):
-        if s.home is None or (outputs and s.home[0] == "output" and s.home[1] not in given):
-            size = typical(s.size)
-            changes[s.start] += size
-            changes[s.end + 1] -= size
-    total, out = 0, []
-    for i, op in enumerate(graph.nodes):
-        total += changes[i]
-        inside = 0
-        if isinstance(op, CONTROL):
-            inside = max((peak(region, outputs=False) for _, region in op.regions()), default=0)
-        out.append(total + inside)
-    return out
+    """`Shared.live` of ``graph``."""
+    return Shared(graph).live(outputs)
 
 
 def peak(graph: Graph, outputs: bool = True) -> int:
@@ -98,11 +111,16 @@ def peak(graph: Graph, outputs: bool = True) -> int:
     return max(live(graph, outputs), default=0)
 
 
+def reused(graph: Graph) -> tuple[tuple[int, int], ...]:
+    """The donated inputs whose storage outputs can take over, in this order of ops."""
+    return Shared(graph).donations
+
+
 @dataclass
 class _Flow:
     """Who waits for whom, and what results take; ops by their position in the given order."""
 
-    graph: Graph
+    shared: Shared
     behind: list[list[int]] = field(default_factory=list)  # ops that an op waits for
     ahead: list[list[int]] = field(default_factory=list)  # ops that wait for it
     takes: list[int] = field(default_factory=list)  # bytes of results that it allocates
@@ -112,7 +130,7 @@ class _Flow:
     users: list[list[int]] = field(default_factory=list)  # and which
 
     def __post_init__(self) -> None:
-        graph = self.graph
+        graph = self.shared.graph
         storage: dict[Value, int] = {}
         made: dict[Value, int] = {}
         kept = set(graph.outputs)
@@ -150,18 +168,17 @@ class _Flow:
 
     def keep_donations(self) -> None:
         """Who writes over a donated input waits for all readers of it."""
-        graph = self.graph
-        storages = storages_of(graph)
-        share_in_place(graph, storages)
-        position = graph.position
-        readers: dict[int, set[int]] = {}
+        graph, storages = self.shared.graph, self.shared.storages
+        given = {graph.inputs[source] for source, _ in self.shared.donations}
+        readers: dict[Value, dict[int, None]] = {v: {} for v in given}
         for i, op in enumerate(graph.nodes):
             for v in op.operands:
-                readers.setdefault(id(storages[v]), set()).add(i)
-        for source, out in donations_of(graph, storages):
+                if v in given:
+                    readers[v][i] = None
+        for source, out in self.shared.donations:
             for v in storages[graph.outputs[out]].values:
-                writer = position[graph.producer[v]]
-                for j in readers.get(id(storages[graph.inputs[source]]), ()):
+                writer = graph.position[graph.producer[v]]
+                for j in readers[graph.inputs[source]]:
                     if j != writer and j not in self.behind[writer]:
                         self.behind[writer].append(j)
                         self.ahead[j].append(writer)
@@ -221,7 +238,7 @@ class _Flow:
                 stack += [(j, False) for j in reversed(self.behind[i]) if not done[j]]
 
         for i in given:
-            op = self.graph.nodes[i]
+            op = self.shared.graph.nodes[i]
             keeps = not op.pure or not self.ahead[i]
             if keeps or self.takes[i] <= self.leaves(i, left):
                 run(i)
