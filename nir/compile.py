@@ -5,16 +5,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import re
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from nir import flags
-from nir.codegen import CODEGEN_VERSION, LoopKernel, compile_blob, lower_fused, print_llvm, rest
+from nir.blobs import Batch, blobs_of, loop_text
+from nir.codegen import LoopKernel, lower_fused
 from nir.errors import UnsupportedError, VerifyError
 from nir.frozen import Frozen, replace
 from nir.ir.compare import beyond_rounding, worst
@@ -97,7 +96,8 @@ def compile_with(
     inputs = random_inputs(graph) if checked else None
     planned = graph.plan is not None  # a dump of the last pass
     lowered = graph if planned else run_pipeline(graph, machine, dump, inputs, passes)
-    program, loops, hosts = lower(lowered, machine)
+    with Batch(machine.isa) as batch:
+        program, loops, hosts = lower(lowered, machine, batch.begin)
     check_budget(lowered, program, machine)
     if dump is not None:
         dump.write_program(program)
@@ -105,7 +105,7 @@ def compile_with(
         program,
         graph=lowered,
         compile_seconds=time.perf_counter() - start,
-        emit=lambda isa: _blobs_of(loops, isa),
+        emit=lambda isa: blobs_of(loops, isa),
         hosts=hosts,
         isa=machine.isa,
     )
@@ -212,7 +212,7 @@ def stored_program(
     if found is None:
         return None
     entry = Entry.unpack(found).at(locations)
-    stored = Stored(entry, lambda: later.lowered, lambda isa: _blobs_of(later.loops, isa))
+    stored = Stored(entry, lambda: later.lowered, lambda isa: blobs_of(later.loops, isa))
     stored.compile_seconds = time.perf_counter() - start
     return stored
 
@@ -258,43 +258,14 @@ def resolve_target(target: str | Target) -> Target:
             raise UnsupportedError(f"expected target 'cpu' or 'interp', got {target!r}")
 
 
-# Blobs of this process by text, so that equal loops of many programs are looked up once.
-_blobs: dict[tuple[str, str], bytes] = {}
-
-
-def _blobs_of(loops: Mapping[str, LoopKernel], isa: str) -> dict[str, bytes]:
-    known = len(_blobs)
-    made = {name: _blob(kernel, isa) for name, kernel in loops.items()}
-    if len(_blobs) > known and "llvmlite.binding" in sys.modules:
-        rest()
-    return made
-
-
-def _blob(kernel: LoopKernel, isa: str) -> bytes:
-    """Machine code of a loop, from this process, the disk cache or LLVM."""
-    text = _text(kernel, isa)
-    found = _blobs.get((text, isa))
-    if found is None:
-        parts = {"kernel": text, "isa": isa, "codegen": str(CODEGEN_VERSION)}
-        cache = object_cache()
-        found = cache.lookup(parts)
-        if found is None:
-            found = compile_blob(text, isa)
-            cache.store(parts, found)
-        _blobs[text, isa] = found
-    return found
-
-
-def _text(kernel: LoopKernel, isa: str) -> str:
-    """The LLVM IR of a loop without comments: they name sizes that the code does not depend on."""
-    return re.sub(r"\s*;.*", "", print_llvm(kernel, isa))
-
-
 def lower(
-    graph: Graph, target: Target
+    graph: Graph, target: Target, begin: Callable[[str], None] = lambda text: None
 ) -> tuple[Program, dict[str, LoopKernel], dict[str, HostKernel]]:
-    """The Program of a planned graph, and its generated kernels and host functions by name."""
-    return _Lowering(graph, target).run()
+    """The Program of a planned graph, and its generated kernels and host functions by name.
+
+    ``begin`` is called with the text of each of these kernels, as soon as it is known.
+    """
+    return _Lowering(graph, target, begin).run()
 
 
 class _Scope(Frozen):
@@ -317,6 +288,7 @@ class _Scope(Frozen):
 class _Lowering:
     graph: Graph
     target: Target
+    begin: Callable[[str], None]
     buffers: list[Buffer] = field(default_factory=list)
     at: dict[Value, int] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
@@ -564,11 +536,12 @@ class _Lowering:
 
     def name_of(self, kernel: LoopKernel, form: str) -> str:
         """A name for a generated kernel: equal loops, whatever their sizes, share one."""
-        code = _text(kernel, self.target.isa)
+        code = loop_text(kernel, self.target.isa)
         name = self.names.get(code)
         if name is None:
             name = self.names[code] = f"loop{len(self.names)}_{form}"
             self.loops[name] = kernel
+            self.begin(code)
         return name
 
 

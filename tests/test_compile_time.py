@@ -29,7 +29,7 @@ from nir.nn import functional as F
 
 if sys.argv[1:] == ["warm"]:
     # Nothing of this may run.
-    for name in ("run_pipeline", "lower", "compile_blob", "print_llvm"):
+    for name in ("run_pipeline", "lower", "Batch", "blobs_of"):
         setattr(sys.modules["nir.compile"], name, None)
 nir.manual_seed(0)
 model = ResNet9()
