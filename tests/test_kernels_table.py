@@ -14,8 +14,8 @@ from kernel_harness import ISAS, LIB, call, guarded
 from nir.frozen import replace
 from nir.ir.dim import symbol, value
 from nir.ir.op import OPS, Op, Sample, Value, construct
-from nir.ir.types import TensorType, dtype
-from nir.ops import Conv2dInputGrad, Matmul, Pack, PackConv2d, Transpose
+from nir.ir.types import TensorType, dtype, f32, f64
+from nir.ops import Conv2d, Conv2dInputGrad, Matmul, Pack, PackConv2d, Transpose
 from nir.targets import cpu
 from nir.targets.kernel_call import KernelCall
 
@@ -120,6 +120,75 @@ def test_weights_stored_as_oihw(name: str, isa: str) -> None:
         check(op, arrays, [want], isa)
 
 
+# (N, H, W, C, O), padding: odd and even images, tails of channels and columns, several blocks.
+WINDOWS = [
+    ((2, 5, 6, 3, 4), ((1, 1), (1, 1))),
+    ((1, 8, 8, 40, 100), ((1, 1), (1, 1))),
+    ((3, 7, 9, 17, 33), ((0, 0), (2, 1))),
+    ((1, 4, 3, 70, 16), ((1, 0), (0, 2))),
+    ((5, 13, 13, 16, 64), ((1, 1), (1, 1))),
+    ((0, 6, 6, 8, 8), ((1, 1), (1, 1))),
+    ((1, 3, 3, 2, 5), ((0, 0), (0, 0))),
+]
+
+
+def windows(case: Any, dtype: type, back: bool) -> tuple[Any, Any, list[np.ndarray]]:
+    """pack_conv2d and conv2d or its image gradient by Winograd's algorithm, and their arrays."""
+    (n, h, w, c, o), padding = case
+    rng = np.random.default_rng(0)
+    size = [k + sum(p) - 2 for k, p in zip((h, w), padding, strict=True)]
+    image = (n, *size, o) if back else (n, h, w, c)
+    arrays = [rng.standard_normal(s).astype(dtype) for s in (image, (o, c, 3, 3))]
+    values = [
+        Value(next(_ids), TensorType(f32 if dtype == np.float32 else f64, a.shape)) for a in arrays
+    ]
+    pack = made(PackConv2d(values[1], "OIHW", 1, back, winograd=True))
+    attributes = {"padding": padding, "weight_layout": "winograd", "kernel_size": (3, 3)}
+    if back:
+        op = made(Conv2dInputGrad(values[0], pack.result, input_size=(h, w), **attributes))
+    else:
+        op = made(Conv2d(values[0], pack.result, **attributes))
+    return pack, op, arrays
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["forward", "image"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("case", WINDOWS, ids=str)
+def test_winograd(case: Any, dtype: type, back: bool) -> None:
+    pack, op, arrays = windows(case, dtype, back)
+    plain = replace(op, w=pack.w, weight_layout="OIHW", kernel_size=())
+    (want,) = plain.ref(*(a.astype(np.float64) for a in arrays))
+    found = []
+    for isa in ISAS:
+        (u,) = launch(cpu.KERNELS["pack_conv2d"](pack), arrays[1:], [pack.result.type], isa)
+        found.append(launch(cpu.KERNELS[op.name](op), [arrays[0], u], [op.result.type], isa)[0])
+    bound = 12 * np.finfo(dtype).eps * np.sqrt(9 * arrays[0].shape[3])
+    np.testing.assert_allclose(found[0], want, rtol=0, atol=bound * 3)
+    for isa, other in zip(ISAS, found, strict=True):
+        assert found[0].tobytes() == other.tobytes(), f"{isa} differs from {ISAS[0]}"
+    (by_rule,) = op.ref(arrays[0], *pack.ref(arrays[1]))
+    np.testing.assert_allclose(by_rule, want, rtol=0, atol=bound * 3)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_winograd_in_pieces_with_an_epilogue(isa: str) -> None:
+    pack, op, (x, w) = windows(WINDOWS[4], np.float32, False)
+    (u,) = launch(cpu.KERNELS["pack_conv2d"](pack), [w], [pack.result.type], isa)
+    kc, t = cpu.KERNELS["conv2d"](op), op.result.type
+    (whole,) = launch(kc, [x, u], [t], isa)
+    seen = np.zeros((kc.rows, kc.cols), int)
+
+    def epilogue(_ctx: Any, _ptrs: Any, _dims: Any, r0: int, r1: int, c0: int, c1: int) -> int:
+        seen[r0:r1, c0:c1] += 1
+        return 0
+
+    out, _ = guarded(t.shape, t.dtype.numpy)
+    cuts = {"row_cuts": [1, 200, 338, kc.rows - 1], "col_cuts": [16, 48], "epilogue": epilogue}
+    call(kc.kernel, isa, [x, u, out], kc.dims, kc.rows, kc.cols, scratch=kc.scratch, **cuts)
+    assert out.tobytes() == whole.tobytes()
+    assert (seen == 1).all()
+
+
 # Operands whose first axis may be symbolic.
 SYMBOLIC = {
     "matmul": (0,), "conv2d": (0,), "conv2d_input_grad": (0,), "conv2d_weight_grad": (0, 1),
@@ -156,10 +225,11 @@ def test_symbolic_batch_gives_the_same_call(name: str) -> None:
 def test_every_kernel_named_is_built_and_every_kernel_built_is_listed() -> None:
     named = set()
     for name, entry in cpu.KERNELS.items():
-        for sample in OPS[name].samples():
-            if not has_kernel(name, sample):
-                continue
-            kc = entry(node(OPS[name], sample))
+        shown = [s for s in OPS[name].samples() if has_kernel(name, s)]
+        nodes = [node(OPS[name], sample) for sample in shown]
+        nodes += [windows(WINDOWS[0], np.float32, False)[1]] if name == "conv2d" else []
+        for op in nodes:
+            kc = entry(op)
             named.add(kc.kernel)
             for isa in ISAS:
                 assert LIB.nir_find_kernel(kc.kernel.encode(), isa.encode()), kc.kernel

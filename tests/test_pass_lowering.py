@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pass_harness import CPU, check_pass, graph_of, random_inputs
 
+from nir.frozen import replace
 from nir.ir.dim import symbol
 from nir.ir.graph import Graph
 from nir.ir.interp import run
@@ -140,6 +141,40 @@ def test_convolutions_read_packed_weights(layout: str, groups: int) -> None:
     after = pack(back, CPU)
     assert after.count() == {"conv2d_input_grad": 1, "pack_conv2d": 1}
     assert_agree(back, after)
+
+
+@pytest.mark.parametrize("layout", ["HWIO", "OIHW"])
+def test_square_windows_of_many_channels_become_winograd(layout: str) -> None:
+    w = "f32[3,3,64,48]" if layout == "HWIO" else "f32[48,64,3,3]"
+    kw = {"padding": ((1, 1), (1, 1)), "weight_layout": layout}
+    forward = graph_of(lambda x, w: x.conv2d(w, **kw), "f32[8,9,8,64]", w)
+    back = graph_of(
+        lambda dy, w: dy.conv2d_input_grad(w, input_size=(9, 8), **kw), "f32[8,9,8,48]", w
+    )
+    for graph in (forward, back):
+        after = pack(graph, CPU)
+        assert [op.winograd for op in after.nodes if op.name == "pack_conv2d"] == [True]
+        assert_agree(graph, after)
+        assert pack(after, CPU) is after
+        strict = pack(graph, replace(CPU, numerics="strict"))
+        assert [op.winograd for op in strict.nodes if op.name == "pack_conv2d"] == [False]
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "kw"),
+    [
+        ("f32[1,7,7,512]", "f32[512,512,3,3]", {}),  # 16 patches do not pay for larger weights
+        ("f32[4,14,14,64]", "f32[64,64,3,3]", {"stride": (2, 2)}),
+        ("f32[4,14,14,64]", "f32[64,64,3,3]", {"dilation": (2, 2)}),
+        ("f32[4,14,14,64]", "f32[64,32,3,3]", {"groups": 2}),
+        ("f32[4,14,14,64]", "f32[64,64,3,1]", {}),
+        ("f32[64,8,8,8]", "f32[8,8,3,3]", {}),  # few channels: the transforms outweigh the products
+    ],
+)
+def test_other_windows_are_computed_as_defined(x: str, w: str, kw: dict[str, Any]) -> None:
+    kw = {"padding": ((1, 1), (1, 1)), "weight_layout": "OIHW", **kw}
+    after = pack(graph_of(lambda x, w: x.conv2d(w, **kw), x, w), CPU)
+    assert [op.winograd for op in after.nodes if op.name == "pack_conv2d"] == [False]
 
 
 def test_depthwise_weights_stay() -> None:

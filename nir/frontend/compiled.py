@@ -149,7 +149,7 @@ class CompiledFunction:
 
 def compile(
     fn: Any, *specs: Any, target: Any = "cpu", state: Any = (), donate: Sequence[str] = (),
-    memory: int | str | None = None, **kwargs: Any,
+    memory: int | str | None = None, numerics: str | None = None, **kwargs: Any,
 ) -> Any:  # fmt: skip
     """Compile a function, a Module or a Graph for arguments of ``specs`` ("f32[B,784]").
 
@@ -161,8 +161,12 @@ def compile(
 
     A call takes at most ``memory`` ("64MiB") besides arguments and weights: the order of kernels
     and values computed again see to that, or MemoryBudgetError names what is too large.
+
+    ``numerics`` "strict" computes each op as it is defined; "fast", which is the default, may take
+    another algorithm where it wins (Winograd's for 3 x 3 convolutions: docs/numerics.md).
     """
     limit = bytes_of(memory)
+    target = flush.chosen_target(target, numerics)
     if isinstance(fn, Graph):
         return CompiledFunction(
             *_of_graph(fn), flush.Compiled(flush.compile_located(fn, target, limit), fn), [], {}

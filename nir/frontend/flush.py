@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from nir.bound import BoundProgram, compile_bound
-from nir.compile import compile_graph
+from nir.compile import compile_graph, resolve_target
 from nir.errors import NirError
 from nir.frontend import lazy
 from nir.frontend.lazy import Cell, Record, resolve
-from nir.frozen import Frozen
+from nir.frozen import Frozen, replace
 from nir.ir.graph import Graph, location_text
 from nir.ir.location import caller
 from nir.ir.op import Op, Value
@@ -88,12 +88,23 @@ def compile_count() -> int:
     return _programs.compiles
 
 
+def chosen_target(target: str | Target | None, numerics: str | None) -> str | Target:
+    """``target``, or the default one, with ``numerics`` where that is given."""
+    target = _programs.target if target is None else target
+    match numerics:
+        case None:
+            return target
+        case "strict" | "fast":
+            return replace(resolve_target(target), numerics=numerics)
+    raise NirError(f'numerics: expected "strict" or "fast", got {numerics!r}', caller())
+
+
 def compiled(
     graph: Graph, target: str | Target | None = None, memory: int | None = None
 ) -> Compiled:
     """The program of ``graph``, compiled once for each structure."""
     target = _programs.target if target is None else target
-    key = (graph.key, target if isinstance(target, str) else id(target), memory)
+    key = (graph.key, _key_of(target), memory)
     with _programs.lock:
         found = _programs.entries.get(key)
         if found is None:
@@ -105,6 +116,13 @@ def compiled(
         else:
             _programs.entries.move_to_end(key)
     return found
+
+
+def _key_of(target: str | Target) -> object:
+    if isinstance(target, str):
+        return target
+    own = (id(target.kernels), id(target.epilogues))  # tables of their own are compared as objects
+    return (target.name, target.isa, target.threads, target.numerics, target.memory, *own)
 
 
 def compile_located(graph: Graph, target: str | Target, memory: int | None = None) -> Any:

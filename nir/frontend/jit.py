@@ -151,11 +151,14 @@ class Jitted:
         donate: Sequence[str] = (),
         target: Any = None,
         memory: int | str | None = None,
+        numerics: str | None = None,
     ) -> None:
         functools.update_wrapper(self, fn)
         self.fn = fn
         self.target = target
         self.memory = bytes_of(memory)
+        self.numerics = numerics
+        flush.chosen_target(target, numerics)  # a wrong word is an error here
         self.static_argnames = frozenset(static_argnames)
         self.donate = frozenset(donate)
         self.why: list[str] = []
@@ -289,9 +292,9 @@ class Jitted:
                 signature.tracks,
                 donated,
             )  # fmt: skip
-            entry = Entry(
-                signature, found, traced, flush.compiled(traced.graph, self.target, self.memory)
-            )
+            target = flush.chosen_target(self.target, self.numerics)
+            program = flush.compiled(traced.graph, target, self.memory)
+            entry = Entry(signature, found, traced, program)
         self._entries.append(entry)
         self.compiles += 1
         self.compile_seconds += time.perf_counter() - start
@@ -468,6 +471,7 @@ def jit(
     donate: Sequence[str] = (),
     target: Any = None,
     memory: int | str | None = None,
+    numerics: str | None = None,
 ) -> Any:
     """Compile ``fn``: traced when first called, and again when what it was traced for changes.
 
@@ -482,6 +486,8 @@ def jit(
         read afterwards.
     memory: what a call may take besides arguments and state, "64MiB": MemoryBudgetError, naming
         what is largest, where it cannot be done with.
+    numerics: "strict" computes each op as it is defined; "fast", which is the default, may take
+        another algorithm where it wins (docs/numerics.md).
 
     A gradient that ``fn`` both makes and uses (backward and step) is not kept in ``grad``.
 
@@ -490,6 +496,6 @@ def jit(
     """
 
     def wrap(f: Callable[..., Any]) -> Jitted:
-        return Jitted(f, state, specs, static_argnames, donate, target, memory)
+        return Jitted(f, state, specs, static_argnames, donate, target, memory, numerics)
 
     return wrap if fn is None else wrap(fn)

@@ -29,7 +29,7 @@ class Target(Frozen):
     name: Literal["cpu", "cuda", "interp"]
     isa: str = "avx512"
     threads: int = 1
-    numerics: Literal["strict", "fast"] = "strict"
+    numerics: Literal["strict", "fast"] = "fast"
     kernels: Mapping[str, Any] = field(default_factory=dict)
     epilogues: frozenset[str] = frozenset()
     memory: int | None = None

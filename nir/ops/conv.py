@@ -2,8 +2,8 @@
 
 The three ops are closed under differentiation: the gradient of each is made of the other two.
 `weight_layout` says how the weight (or its gradient) lies: "HWIO" (kh, kw, ci / groups, co),
-"OIHW" as PyTorch stores it, or "packed", a `PackConv2d` of it; `x_layout` that x lies "NHWC" or, of
-one group, "NCHW". Passes choose.
+"OIHW" as PyTorch stores it, or "packed" or "winograd", a `PackConv2d` of it; `x_layout` that x lies
+"NHWC" or, of one group, "NCHW". Passes choose.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 
 _NONE: Padding = ((0, 0), (0, 0))
-_LAYOUTS = ("HWIO", "OIHW", "packed")
+_LAYOUTS = ("HWIO", "OIHW", "packed", "winograd")
+# G of Winograd's F(2, 3), which turns three taps into four points, and its left inverse.
+_G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
+_G_LEFT = np.array([[1, 0, 0, 0], [0, 1, -1, 0], [0, 0, 0, 1]], np.float32)
 
 
 def out_size(n: Dim, k: int, stride: int, pad: Pair, dilation: int) -> Dim:
@@ -75,6 +78,10 @@ class PackConv2d(Op):
     K runs over (kh, kw, ci / groups) and N over co / groups; with ``input_grad`` K runs over
     (kh, kw, co / groups) and N over ci / groups, which is what `Conv2dInputGrad` multiplies by.
     For an image in ``x_layout`` "NCHW" K runs over (ci, kh, kw).
+
+    With ``winograd`` a window of 3 x 3 and one group becomes 16 matrices (16, K, N): G g G' of each
+    window g. K is ci and N co; with ``input_grad`` the other way round, of windows turned by half a
+    turn.
     """
 
     w: Value
@@ -82,10 +89,19 @@ class PackConv2d(Op):
     groups: int
     input_grad: bool
     x_layout: str = "NHWC"
+    winograd: bool = False
     kind = "other"
 
     def infer(self) -> tuple[TensorType, ...]:
         kh, kw, ci, co = _hwio_shape(self.w.type.shape, self.weight_layout)
+        if self.winograd:
+            if (kh, kw, self.groups, self.x_layout) != (3, 3, 1, "NHWC"):
+                raise ShapeError(
+                    f"pack_conv2d: winograd expects a 3 x 3 window of one group for an NHWC image, "
+                    f"got {self.w.type}, groups {self.groups}, {self.x_layout}"
+                )
+            k, n = (co, ci) if self.input_grad else (ci, co)
+            return (self.w.type.with_(shape=(16, k, n), layout="panel16"),)
         co = co // self.groups
         k, n = (kh * kw * co, ci) if self.input_grad else (kh * kw * ci, co)
         return (self.w.type.with_(shape=(self.groups, k, n), layout="panel16"),)
@@ -93,6 +109,10 @@ class PackConv2d(Op):
     def ref(self, w: np.ndarray) -> tuple[np.ndarray, ...]:
         w = _to_hwio(w, self.weight_layout, (), 1, False)
         kh, kw, ci, co = w.shape
+        if self.winograd:
+            turned = w[::-1, ::-1].transpose(0, 1, 3, 2) if self.input_grad else w
+            u = np.einsum("ai,ijkn,bj->abkn", _G, turned, _G, optimize=True)
+            return (u.reshape(16, *turned.shape[2:]).astype(w.dtype),)
         split = w.reshape(kh, kw, ci, self.groups, co // self.groups)
         if self.x_layout == "NCHW":
             return (split.transpose(3, 2, 0, 1, 4).reshape(self.groups, -1, co // self.groups),)
@@ -106,16 +126,24 @@ class PackConv2d(Op):
     @classmethod
     def samples(cls) -> Sequence[Sample]:
         w = np.arange(2 * 3 * 4 * 6, dtype=np.float32).reshape(2, 3, 4, 6)
-        names = ("weight_layout", "groups", "input_grad", "x_layout")
-        return [
+        names = ("weight_layout", "groups", "input_grad", "x_layout", "winograd")
+        square = np.arange(3 * 3 * 4 * 6, dtype=np.float32).reshape(3, 3, 4, 6)
+        turned = [
+            Sample((square,), dict(zip(names, given, strict=True)), differentiable=False)
+            for given in (
+                ("HWIO", 1, False, "NHWC", True),
+                ("HWIO", 1, True, "NHWC", True),
+            )
+        ]
+        return turned + [
             Sample((w,), dict(zip(names, given, strict=True)), differentiable=False)
             for given in (
-                ("HWIO", 1, False, "NHWC"),
-                ("HWIO", 2, True, "NHWC"),
-                ("OIHW", 2, False, "NHWC"),
-                ("OIHW", 1, True, "NHWC"),
-                ("OIHW", 1, False, "NCHW"),
-                ("HWIO", 1, False, "NCHW"),
+                ("HWIO", 1, False, "NHWC", False),
+                ("HWIO", 2, True, "NHWC", False),
+                ("OIHW", 2, False, "NHWC", False),
+                ("OIHW", 1, True, "NHWC", False),
+                ("OIHW", 1, False, "NCHW", False),
+                ("HWIO", 1, False, "NCHW", False),
             )
         ]
 
@@ -148,6 +176,11 @@ def _to_hwio(
             return w
         case "OIHW":
             return w.transpose(2, 3, 1, 0)
+        case "winograd":
+            points = w.reshape(4, 4, *w.shape[1:])
+            found = np.einsum("ia,abkn,jb->ijkn", _G_LEFT, points, _G_LEFT, optimize=True)
+            windows: np.ndarray = found.astype(w.dtype)
+            return windows[::-1, ::-1].transpose(0, 1, 3, 2) if input_grad else windows
     g, k, n = w.shape
     kh, kw = kernel
     if x_layout == "NCHW":
@@ -189,10 +222,12 @@ class _Conv(Op):
     def _weight(self, w: Value, input_grad: bool) -> tuple[Any, Any, Any, Any]:
         """(kh, kw, ci / groups, co) of the weight operand."""
         t, g = w.type, self.groups  # type: ignore[attr-defined]
-        if self.weight_layout != "packed":  # type: ignore[attr-defined]
+        if self.weight_layout not in ("packed", "winograd"):  # type: ignore[attr-defined]
             return _hwio_shape(t.shape, self.weight_layout)  # type: ignore[attr-defined]
         kh, kw = self.kernel_size  # type: ignore[attr-defined]
         _, k, n = t.shape
+        if self.weight_layout == "winograd":  # type: ignore[attr-defined]
+            return (kh, kw, n, k) if input_grad else (kh, kw, k, n)
         per_tap = k // (kh * kw)
         return (kh, kw, n, per_tap * g) if input_grad else (kh, kw, per_tap, n * g)
 

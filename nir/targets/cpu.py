@@ -52,7 +52,11 @@ def host_isa() -> str:
 
 
 def target(
-    isa: str | None = None, threads: int = 1, numerics: Literal["strict", "fast"] = "strict"
+    isa: str | None = None, threads: int = 1, numerics: Literal["strict", "fast"] = "fast"
 ) -> Target:
-    """The Target for ``isa``; without one, for NIR_ISA or else this machine's best level."""
+    """The Target for ``isa``; without one, for NIR_ISA or else this machine's best level.
+
+    ``numerics`` "strict" excludes what rounds otherwise than the definition of an op
+    (docs/numerics.md).
+    """
     return Target("cpu", isa or flags.isa() or host_isa(), threads, numerics, KERNELS, EPILOGUES)

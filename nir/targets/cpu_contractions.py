@@ -29,6 +29,9 @@ ROW_ELEMENTS = 65536
 GRAD_COLUMNS = 256
 GRAD_SUMS = 1 << 18
 GRAD_TILE_ROWS = 8
+WINOGRAD_PATCHES = 128
+WINOGRAD_FEW = 32
+WINOGRAD_CHANNELS = 65536
 _LINE = 64
 
 _NUMBERS = ("f32", "f64", "i32", "i64")
@@ -104,6 +107,14 @@ def pack_conv2d(op: PackConv2d) -> KernelCall | None:
         return None
     kh, kw, ci, co = _hwio(t.shape, op.weight_layout)
     s_tap, s_ci, s_co = weight_strides(op.weight_layout, kh, kw, ci, co)
+    if op.winograd:
+        k, n, s_k, s_n = (co, ci, s_co, s_ci) if op.input_grad else (ci, co, s_ci, s_co)
+        return KernelCall(
+            f"nir_pack_winograd_{t.dtype.name}",
+            (k, n, s_tap, s_k, s_n, int(op.input_grad)),
+            panels(n),
+            work=panels(n) * k * (25 * PANEL * t.dtype.itemsize),
+        )
     if op.x_layout == "NCHW":
         return _pack_b(t.dtype.name, 1, ci, kh * kw, co, (0, s_ci, s_tap, s_co), t.dtype.itemsize)
     per_group = co // op.groups
@@ -170,6 +181,8 @@ def _convolution(op: Any, image: Any, input_grad: bool) -> KernelCall | None:
     static = (kh, kw, ci, co, image_shape[3])
     if not all(isinstance(d, int) for d in static):
         return None
+    if op.weight_layout == "winograd":
+        return _winograd(op, image, input_grad)
     taps, depthwise = kh * kw, ci == 1 and co == op.groups and op.weight_layout != "packed"
     depthwise = depthwise and not planar
     x, y = (out.shape, image_shape) if input_grad else (image_shape, out.shape)
@@ -205,6 +218,34 @@ def _convolution(op: Any, image: Any, input_grad: bool) -> KernelCall | None:
         scratch=taps * co * size + (kh + kw) * 32 + 7 * _LINE,
         col_grain=PANEL,
         pack=None,
+    )
+
+
+def _winograd(op: Any, image: Any, input_grad: bool) -> KernelCall:
+    x, out = image.type, op.result.type
+    channels, columns = x.shape[3], out.shape[3]
+    # The gradient of an image is a convolution of dy, padded by what the window exceeds padding.
+    (top, _), (left, _) = op.padding
+    pads = (2 - top, 2 - left) if input_grad else (top, left)
+    patches = max(WINOGRAD_FEW, min(WINOGRAD_PATCHES, WINOGRAD_CHANNELS // (channels + columns)))
+    _, h, w, _ = out.shape
+    rows = prod(out.shape[:3])
+    # A patch has two lines; of images with an odd number the next image begins a new one.
+    lines = 2 if isinstance(h, int) and h % 2 == 0 else h
+    row_grain = lines * w if isinstance(lines * w, int) else 8
+    if isinstance(rows, int) and columns >= 8 * PANEL and 9 * channels * columns > prod(x.shape):
+        row_grain = max(1, rows)
+    return KernelCall(
+        f"nir_conv2d_winograd_{x.dtype.name}",
+        (*x.shape, *out.shape[1:], 3, 3, 1, 1, *pads, 1, 1, 1),
+        rows=rows,
+        cols=columns,
+        row_grain=row_grain,
+        col_grain=2 * PANEL,
+        scratch=(16 * (patches * (channels + columns) + 2 * PANEL) + channels) * x.dtype.itemsize
+        + 3 * _LINE,
+        # Four products in place of nine.
+        work=_quarter(rows * columns * (4 * channels)),
     )
 
 
