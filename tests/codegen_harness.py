@@ -10,12 +10,13 @@ import pathlib
 import struct
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from kernel_harness import Ctx
 
 from nir.codegen import LoopKernel, compile_blob, lower_fused, print_c, print_llvm
+from nir.frozen import replace
 from nir.ir.dim import Dim, Poly, symbol, value
 from nir.ir.graph import Builder
 from nir.ir.interp import run
@@ -78,8 +79,12 @@ def call(
     env: dict[str, int],
     pieces: Sequence[tuple[int, int, int, int]] | None = None,
     accumulator: np.ndarray | None = None,
+    over: Mapping[int, int] | None = None,
 ) -> list[np.ndarray]:
-    """Run a kernel over its whole space, or over ``pieces`` (r0, r1, c0, c1) of it."""
+    """Run a kernel over its whole space, or over ``pieces`` (r0, r1, c0, c1) of it.
+
+    Result k is written over operand ``over[k]``.
+    """
 
     def number(d: Dim) -> int:
         return value(d, env) if isinstance(d, Poly) else d
@@ -90,6 +95,9 @@ def call(
     if accumulator is not None and kernel.accumulator is not None:
         results[kernel.accumulator][...] = accumulator
     held = [np.ascontiguousarray(x) for x in operands]
+    for k, i in (over or {}).items():
+        results[k].reshape(-1).view(np.uint8)[...] = held[i].reshape(-1).view(np.uint8)
+        held[i] = results[k]
     buffers = []
     for b in kernel.buffers:
         array = held[b.index] if b.kind == "operand" else results[b.index]
@@ -157,7 +165,8 @@ def run_all(
 ) -> dict[str, list[np.ndarray]]:
     """Results on every ISA level, whole and in pieces, and of the C text; bits compared here.
 
-    The AVX levels agree bit for bit with each other, with every split and with the C text.
+    The AVX levels agree bit for bit with each other, with every split and with the C text. So do
+    runs that write results over the operands that the region says they may be written over.
     """
     kernel, env = lower_fused(region), env or {}
     types = region.body.output_types
@@ -167,12 +176,33 @@ def run_all(
         out[isa] = call(kernel, function, operands, types, env, None, accumulator)
         parts = call(kernel, function, operands, types, env, splits(kernel, env), accumulator)
         same_bits(out[isa], parts, f"{isa} split")
+        for over in takeovers(region):
+            pieces = splits(kernel, env)
+            again = call(kernel, function, operands, types, env, pieces, accumulator, over)
+            same_bits(out[isa], again, f"{isa} with results over operands {over}")
     if "avx512" in out:
         same_bits(out["avx512"], out["avx2"], "avx512 and avx2")
     if with_c:
         c = call(kernel, c_function(print_c(kernel)), operands, types, env, None, accumulator)
         same_bits(out["avx2"], c, "avx2 and C")
+        for over in takeovers(region):
+            c = call(
+                kernel, c_function(print_c(kernel)), operands, types, env, None, accumulator, over
+            )
+            same_bits(out["avx2"], c, f"C with results over operands {over}")
     return out
+
+
+def takeovers(region: Fused) -> list[dict[int, int]]:
+    """Results by number with the operands they take over: each pair, and as many as can at once."""
+    region = replace(region, results=region.body.outputs)
+    pairs = [(region.inputs.index(x), region.results.index(r)) for x, r in region.takes_over()]
+    together: dict[int, int] = {}
+    for i, k in pairs:
+        if k not in together and i not in together.values():
+            together[k] = i
+    each = [{k: i} for i, k in pairs]
+    return each + [together] * (len(together) > 1)
 
 
 def same_bits(a: Sequence[np.ndarray], b: Sequence[np.ndarray], what: str) -> None:

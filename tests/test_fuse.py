@@ -19,7 +19,7 @@ from nir.ir.verify import verify
 from nir.ops.expr import Expr
 from nir.ops.fused import Fused, accumulator_result
 from nir.passes.fuse import _Fusion, fuse
-from nir.passes.memory import identity_reads, plan_memory
+from nir.passes.memory import plan_memory
 from nir.passes.pipeline import PIPELINE, run_pipeline
 
 F = "f32[B,40]"
@@ -301,7 +301,7 @@ def test_a_wrong_reuse_in_place_is_named(name: str) -> None:
                 if not arena or both[0] == both[1] or x.type.nbytes != r.type.nbytes:
                     continue
                 bad = _moved_onto(planned, r, x)
-                if (x, r) in identity_reads(op):
+                if (x, r) in op.takes_over():
                     continue
                 with pytest.raises(
                     VerifyError, match=r"memory plan.*written over|overwritten"

@@ -3,13 +3,14 @@
 All memory starts poisoned (every byte 0xFF: nan, -1). Each 64-byte block remembers whose bytes it
 holds, so a value that was overwritten before it is read is named together with its overwriter. A
 result that shares bytes with an operand of the same op is written in two halves, with the operands
-read again in between, in both orders: only a true element-by-element reuse survives that. Results
-that a kernel writes early (`Op.early_results`) are poisoned before the operands are read.
+read again in between, in both orders: only a true reuse, element by element or row by row, survives
+that. Of rows that take several passes (`Op.passes`), halves of the columns are written pass by pass
+too. Results that a kernel writes early (`Op.early_results`) are poisoned before operands are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -155,9 +156,9 @@ class Arena:
         self,
         op: Op,
         results: Sequence[np.ndarray],
-        again: Callable[[], Sequence[np.ndarray]],
+        again: Callable[[int], Sequence[np.ndarray]],
     ) -> None:
-        """Store the results of ``op``; ``again`` computes them from `read_torn`."""
+        """Store the results of ``op``; ``again(n)`` computes them from `read_torn` from pass n."""
         shared = [
             (x, r)
             for r in op.results
@@ -185,40 +186,29 @@ class Arena:
         self,
         op: Op,
         results: Sequence[np.ndarray],
-        again: Callable[[], Sequence[np.ndarray]],
+        again: Callable[[int], Sequence[np.ndarray]],
         shared: Sequence[tuple[Value, Value]],
     ) -> None:
+        """Write parts of the results, and see that the others still come out the same."""
         places = [self._places[v] for v in (*op.operands, *op.results)]
         before = [p.memory[p.start : p.stop].copy() for p in places]
-        early = [self._places[v] for v in op.early_results()]
-        if early:
-            for p in early:
-                p.memory[p.start : p.stop] = _POISON
-            torn = again()
+        rows = [_as_rows(r, op.row_axes()) for r in results]
+        poison = [np.full_like(data, _POISON) for data in rows]
+        early = [_ALL if v in op.early_results() else _NONE for v in op.results]
+        trials = [(poison, early, [_ALL] * len(rows), 0)]
+        trials += [(rows, *parts) for parts in _halves(op, rows)]
+        for contents, written, wanted, start in trials:
+            for p, data, part in zip(places[len(op.operands) :], contents, written, strict=True):
+                p.memory[p.start : p.start + data.size].reshape(data.shape)[part] = data[part]
+            torn = [_as_rows(t, op.row_axes()) for t in again(start)]
             for p, saved in zip(places, before, strict=True):
                 p.memory[p.start : p.stop] = saved
-            for r, t in zip(results, torn, strict=True):
-                self._compare(op, shared, np.ravel(r), np.ravel(t))
-        for first_half in (True, False):
-            for p, r in zip(places[len(op.operands) :], results, strict=True):
-                data = np.ascontiguousarray(r).reshape(-1).view(np.uint8)
-                half = r.size // 2 * r.dtype.itemsize
-                part = slice(0, half) if first_half else slice(half, data.size)
-                p.memory[p.start : p.stop][part] = data[part]
-            torn = again()
-            for p, saved in zip(places, before, strict=True):
-                p.memory[p.start : p.stop] = saved
-            for r, t in zip(results, torn, strict=True):
-                half = r.size // 2
-                rest = slice(half, None) if first_half else slice(0, half)
-                self._compare(op, shared, np.ravel(r)[rest], np.ravel(t)[rest])
-
-    def _compare(
-        self, op: Op, shared: Sequence[tuple[Value, Value]], wanted: np.ndarray, got: np.ndarray
-    ) -> None:
-        if wanted.tobytes() != got.tobytes():
-            x, y = shared[0]
-            self._fail(y, f"it is written over {self._name(x)}, which {op.name} still reads")
+            for data, t, part in zip(rows, torn, wanted, strict=True):
+                if not np.array_equal(data[part], t[part]):
+                    x, y = shared[0]
+                    self._fail(
+                        y, f"it is written over {self._name(x)}, which {op.name} still reads"
+                    )
 
     def outputs(self) -> list[np.ndarray]:
         """The outputs; VerifyError names one that another value has overwritten."""
@@ -237,3 +227,44 @@ class Arena:
 
     def _fail(self, v: Value, what: str) -> None:
         raise VerifyError(f"memory plan: {self._name(v)}: {what}", self._line(v) or None)
+
+
+# ---- parts of results --------------------------------------------------------------------------
+
+# Rows and bytes of each row of a result.
+_Part = tuple[slice, slice]
+_ALL: _Part = (slice(None), slice(None))
+_NONE: _Part = (slice(0), slice(None))
+
+
+def _as_rows(array: np.ndarray, axes: int | None) -> np.ndarray:
+    """The bytes of an array by rows, as `Op.row_axes` says what a row is."""
+    rows = array.size if axes is None else int(np.prod(array.shape[:axes], dtype=np.int64))
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return data.reshape(rows, data.size // max(rows, 1))
+
+
+def _halves(op: Op, rows: Sequence[np.ndarray]) -> Iterator[tuple[list[_Part], list[_Part], int]]:
+    """(parts written, parts that must not suffer from it, the first pass that follows)."""
+    middle = [len(data) // 2 for data in rows]
+    upper = [(slice(k), slice(None)) for k in middle]
+    lower = [(slice(k, None), slice(None)) for k in middle]
+    yield upper, lower, 0
+    yield lower, upper, 0
+    if op.row_axes() is None:
+        return
+    sizes = [v.type.dtype.numpy.itemsize for v in op.results]
+    middle = [data.shape[1] // size // 2 * size for data, size in zip(rows, sizes, strict=True)]
+    left = [(slice(None), slice(k)) for k in middle]
+    right = [(slice(None), slice(k, None)) for k in middle]
+    passes = op.passes()
+    for n in sorted(set(passes)):
+        for half, rest in ((left, right), (right, left)):
+            # A block of columns is read before it is written; what is reduced then is known later.
+            written = [
+                _ALL if p < n else h if p == n else _NONE for p, h in zip(passes, half, strict=True)
+            ]
+            wanted = [h if p == n else _NONE for p, h in zip(passes, rest, strict=True)]
+            yield written, wanted, n
+        done = [_ALL if p <= n else _NONE for p in passes]
+        yield done, [_NONE if p <= n else _ALL for p in passes], n + 1

@@ -95,13 +95,21 @@ def _run_in_arena(
         results = _evaluate(op, operands, sizes)
         if trace is not None:
             trace(op, operands, results)
-        again = partial(_evaluate_torn, op, memory, sizes)
+        again = partial(_evaluate_torn, op, memory, sizes, operands)
         memory.write(op, results, again)
     return memory.outputs()
 
 
-def _evaluate_torn(op: Op, memory: Arena, sizes: Mapping[str, int]) -> Sequence[np.ndarray]:
-    return _evaluate(op, memory.read_torn(op), sizes)
+def _evaluate_torn(
+    op: Op,
+    memory: Arena,
+    sizes: Mapping[str, int],
+    operands: Sequence[np.ndarray],
+    start: int,
+) -> Sequence[np.ndarray]:
+    """The results where pass ``start`` finds operands as the arena has them by then."""
+    torn = memory.read_torn(op)
+    return list(map(np.asarray, op.bind(sizes).ref_torn(operands, torn, start)))
 
 
 def _evaluate(op: Op, operands: Sequence[np.ndarray], sizes: Mapping[str, int]) -> list[np.ndarray]:

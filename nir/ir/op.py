@@ -127,6 +127,35 @@ class Op(Frozen, eq=False, kw_only=True):
         """Results that a kernel of this op writes before it has read all of its operands."""
         return ()
 
+    def takes_over(self) -> tuple[tuple[Value, Value], ...]:
+        """(operand, result) pairs in which a kernel may write the result over the operand.
+
+        It reads each element of that operand before it writes there, and never again.
+        """
+        if self.kind != "elementwise":
+            return ()
+        pairs = ((x, r) for x in dict.fromkeys(self.operands) for r in self.results)
+        return tuple(
+            (x, r) for x, r in pairs
+            if x.type.shape == r.type.shape and x.type.nbytes == r.type.nbytes
+        )  # fmt: skip
+
+    # How a kernel goes about it, for the interpreter that looks for operands overwritten too soon.
+
+    def row_axes(self) -> int | None:
+        """The leading axes whose rows are finished one by one; None where single elements are."""
+        return None
+
+    def passes(self) -> tuple[int, ...]:
+        """For each result, the pass over a row's elements that writes it."""
+        return (0,) * len(self.results)
+
+    def ref_torn(
+        self, operands: Sequence[np.ndarray], torn: Sequence[np.ndarray], start: int
+    ) -> tuple[np.ndarray, ...]:
+        """The results where pass ``start`` and later ones find ``torn`` in place of operands."""
+        return self.ref(*torn)
+
     def flops(self) -> Dim:
         """Arithmetic on elements that a run takes; what only moves elements takes none."""
         match self.kind:

@@ -1,9 +1,9 @@
 """The verifier: is a graph well formed, and is its memory plan sound?
 
 `verify` checks definition before use, unique values, types against each op's rule, locations,
-regions, and, for a planned graph, that no two values that live at once share bytes. Whether an op
-may really write its result over an operand that dies there is not a question of form:
-`interp.run(arena=True)` answers it by running the graph.
+regions, and, for a planned graph, that no two values that live at once share bytes, but for views
+and for results over operands that die there and that the op says it takes over (`Op.takes_over`).
+Whether what it says is true, `interp.run(arena=True)` finds out by running the graph.
 """
 
 from __future__ import annotations
@@ -262,10 +262,7 @@ def _check_pair(
     if same and views.get(new.value, new.value) is views.get(old.value, old.value):
         return
     # The operand dies here and its place is taken over (or a view of it is what dies).
-    takes_over = old.end == new.start and any(
-        views.get(x, x) is views.get(old.value, old.value) for x in op.operands
-    )
-    if same and takes_over:
+    if same and old.end == new.start and _takes_over(op, old.value, new.value, views):
         return
     until = "the end" if old.end == len(graph.nodes) else f"node {old.end}"
     _fail(
@@ -275,3 +272,10 @@ def _check_pair(
         f"its result takes bytes {new.low} to {new.high} of {new.storage[0]}, in which "
         f"%{graph.names[old.value]} ({old.low} to {old.high}) lives until {until}",
     )
+
+
+def _takes_over(op: Op, old: Value, new: Value, views: Mapping[Value, Value]) -> bool:
+    """Whether ``op`` writes its result ``new`` over ``old``, which only one operand is or shows."""
+    base = views.get(old, old)
+    readers = [x for x in dict.fromkeys(op.operands) if views.get(x, x) is base]
+    return len(readers) == 1 and (readers[0], new) in op.takes_over()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 from typing import Any, Literal
 
 import numpy as np
 
 from nir.errors import DTypeError, NotDifferentiable, ShapeError, VerifyError
-from nir.ir.dim import Dim, ceildiv, prod
+from nir.ir.dim import Dim, Shape, ceildiv, prod
 from nir.ir.graph import Graph
 from nir.ir.interp import evaluate_region
 from nir.ir.op import Op, Sample, Value
@@ -116,9 +117,94 @@ class Fused(Op):
     def regions(self) -> Iterator[tuple[str, Any]]:
         yield "body", self.body
 
+    def takes_over(self) -> tuple[tuple[Value, Value], ...]:
+        """See `Op.takes_over`.
+
+        So it is in maps, in what follows the reductions of a column region, in epilogues but for
+        the result that the heavy op has written already, and in row regions for results that no
+        pass before the last one over the operand writes.
+        """
+        body, results = self.body, dict(zip(self.body.outputs, self.results, strict=True))
+        if not results or any(isinstance(op, ReducePartial) for op in body.nodes):
+            return ()
+        space, ready = body.outputs[0].type.shape, dict.fromkeys(results, 0)
+        last: Mapping[Value, float] = dict.fromkeys(body.moved, inf)
+        match self.form:
+            case "row":
+                space, ready = _reduced(body), _ready(body)
+                last = _last_reads(body, ready)
+            case "epilogue":
+                del results[body.outputs[accumulator_result(self)]]
+        return tuple(
+            (outer, r)
+            for outer, x in zip(self.inputs, body.inputs, strict=True)
+            if x.type.shape == space and self.inputs.count(outer) == 1
+            for v, r in results.items()
+            if last.get(x, 0) <= ready[v]
+            and (v.type.shape, v.type.nbytes) == (space, x.type.nbytes)
+        )
+
+    def row_axes(self) -> int | None:
+        if self.form != "row":
+            return None
+        return min(v.type.ndim for op in self.body.nodes for v in op.results if _is_reduction(op))
+
+    def passes(self) -> tuple[int, ...]:
+        ready = _ready(self.body) if self.form == "row" else {}
+        return tuple(ready.get(v, 0) for v in self.body.outputs)
+
+    def ref_torn(
+        self, operands: Sequence[np.ndarray], torn: Sequence[np.ndarray], start: int
+    ) -> tuple[np.ndarray, ...]:
+        body, ready = self.body, _ready(self.body)
+        if self.form != "row" or not start:
+            return self.ref(*torn)
+        # What passes before this one have reduced is known; all else is computed again.
+        known = [op.result for op in body.nodes if _is_reduction(op) and ready[op.result] <= start]
+        numbers = evaluate_region(body.with_(outputs=known), operands)
+        nodes = [op for op in body.nodes if not set(op.results) & set(known)]
+        rest = Graph(body.name, (*body.inputs, *known), nodes, body.outputs)
+        return tuple(evaluate_region(rest, (*torn, *numbers)))
+
     def early_results(self) -> tuple[Value, ...]:
         # The heavy op accumulates in one of the results; the loop after it reads the rest.
         return (self.results[accumulator_result(self)],) if self.form == "epilogue" else ()
+
+
+def _is_reduction(op: Op) -> bool:
+    return op.kind == "reduction"
+
+
+def _reduced(body: Graph) -> Shape:
+    """The shape that the reductions of a row region reduce: its iteration space."""
+    return next(op.operands[0].type.shape for op in body.nodes if _is_reduction(op))
+
+
+def _ready(body: Graph) -> dict[Value, int]:
+    """The first pass over a row in which a value is known: one later than what it reduces."""
+    ready = dict.fromkeys(body.inputs, 0)
+    for op in body.nodes:
+        when = max((ready[v] for v in op.operands), default=0) + _is_reduction(op)
+        ready |= dict.fromkeys(op.results, when)
+    return ready
+
+
+def _last_reads(body: Graph, ready: Mapping[Value, int]) -> dict[Value, float]:
+    """The last pass over a row that needs each value; none is known where a point of the space
+    reads other elements than its own.
+
+    Whatever a pass needs is taken to be computed again in it, from the operands.
+    """
+    last: dict[Value, float] = {v: ready[v] for v in body.outputs}
+    for op in reversed(body.nodes):
+        when: float = inf
+        if _is_reduction(op):
+            when = max(ready[v] for v in op.operands)
+        elif op.kind == "elementwise":
+            when = max(last.get(v, 0) for v in op.results)
+        for v in op.operands:
+            last[v] = max(last.get(v, 0), when)
+    return last
 
 
 def accumulator_result(fused: Fused) -> int:

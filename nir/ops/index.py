@@ -119,6 +119,15 @@ def _check_updates(op: Op, x: Value, indices: Value, updates: Value, axis: int) 
     return expected
 
 
+def _changes_places(op: ScatterAdd | Put) -> tuple[tuple[Value, Value], ...]:
+    """Some elements of x change, and the others may lie where they are.
+
+    Updates of x's own size might be x seen in another shape.
+    """
+    same = op.updates.type.nbytes == op.x.type.nbytes
+    return () if same else ((op.x, op.result),)
+
+
 class ScatterAdd(Op):
     """x with ``updates`` added at ``indices`` along ``axis``; repeated indices add up, in order.
 
@@ -137,6 +146,9 @@ class ScatterAdd(Op):
         if u.dtype != t.dtype or t.dtype.kind == "bool":
             raise DTypeError(f"scatter_add: expected one number dtype, got x: {t}, updates: {u}")
         return (t,)
+
+    def takes_over(self) -> tuple[tuple[Value, Value], ...]:
+        return _changes_places(self)
 
     def flops(self) -> Dim:
         return prod(self.updates.type.shape)
@@ -184,6 +196,9 @@ class Put(Op):
         if self.updates.type.dtype != expected.dtype:
             raise DTypeError(f"put: expected updates {expected}, got {self.updates.type}")
         return (self.x.type,)
+
+    def takes_over(self) -> tuple[tuple[Value, Value], ...]:
+        return _changes_places(self)
 
     def ref(
         self, x: np.ndarray, indices: np.ndarray, updates: np.ndarray

@@ -22,8 +22,7 @@ from nir.ir.dim import Dim, Monomial, Poly, evaluate
 from nir.ir.graph import Builder, Graph, MemoryPlan, Placement
 from nir.ir.op import Op, Value
 from nir.ir.program import Target
-from nir.ops import Constant, Hold, Put, Reshape, ScatterAdd, Transpose
-from nir.ops.fused import Fused, ReducePartial, accumulator_result
+from nir.ops import Constant, Hold, Reshape, Transpose
 from nir.passes.blocks import block_of, padded
 from nir.passes.rewrite import everywhere
 
@@ -163,43 +162,11 @@ def unique(storages: dict[Value, Storage]) -> list[Storage]:
     return list({id(s): s for s in storages.values()}.values())
 
 
-def identity_reads(op: Op) -> list[tuple[Value, Value]]:
-    """(operand, result) pairs in which the result may take the operand's place.
+class Pairs(dict[Op, tuple[tuple[Value, Value], ...]]):
+    """`Op.takes_over` of each op, once."""
 
-    That is so when a loop reads every element of the operand for the same element of the results
-    only, and before it writes them: in maps, in what follows the reductions of a column region,
-    and in epilogues but for the result that the heavy op has written already. Put and scatter_add
-    change some elements of x, and the others may lie where they are.
-    """
-    if isinstance(op, (Put, ScatterAdd)):
-        # Updates of x's own size might be x seen in another shape.
-        same = op.updates.type.nbytes == op.x.type.nbytes
-        return [] if same else [(op.x, op.result)]
-    if not isinstance(op, Fused) or not op.results:
-        return []
-    results = list(op.results)
-    match op.form:
-        case "epilogue":
-            del results[accumulator_result(op)]
-        case "column" if any(isinstance(n, ReducePartial) for n in op.body.nodes):
-            return []
-        case "row":
-            return []
-    body = op.body
-    space = op.results[0].type.shape
-    pairs = []
-    for outer, inner in zip(op.inputs, body.inputs, strict=True):
-        if outer.type.shape != space or inner in body.moved or op.inputs.count(outer) != 1:
-            continue
-        pairs += [(outer, r) for r in results if r.type.nbytes == outer.type.nbytes]
-    return pairs
-
-
-class Pairs(dict[Op, list[tuple[Value, Value]]]):
-    """`identity_reads` of each op, once."""
-
-    def __missing__(self, op: Op) -> list[tuple[Value, Value]]:
-        self[op] = found = identity_reads(op)
+    def __missing__(self, op: Op) -> tuple[tuple[Value, Value], ...]:
+        self[op] = found = op.takes_over()
         return found
 
 
@@ -214,6 +181,8 @@ def share_in_place(
             a, b = storages[x], storages[r]
             if a is b or id(a) in used or id(b) in used:
                 continue
+            if any(storages[v] is a for v in op.operands if v is not x):
+                continue  # a view of x is read too, perhaps at other elements
             free = a.home is None and a.end == i and b.start == i and a.size == b.size
             if not free:
                 continue
@@ -241,9 +210,7 @@ def donations_of(graph: Graph, storages: dict[Value, Storage]) -> tuple[tuple[in
             continue
         # Everything that shares the output's storage writes to it: the earliest write counts.
         first, last_read = s.start, last.get(x, -1)
-        if last_read < first or (
-            last_read == first and (x, y) in identity_reads(graph.nodes[first])
-        ):
+        if last_read < first or (last_read == first and (x, y) in graph.nodes[first].takes_over()):
             kept.append((source, out))
     return tuple(kept)
 
