@@ -11,8 +11,11 @@ from nir.frozen import Frozen, kept
 from nir.ir.dim import Dim, Shape, prod
 
 
-class DType(Frozen):
-    """An element type: its name in the IR, its kind, its size in bytes and its numpy dtype."""
+class DType(Frozen, eq=False):
+    """An element type: its name in the IR, its kind, its size in bytes and its numpy dtype.
+
+    There is one object of each, since passes compare them very often.
+    """
 
     name: str
     kind: Literal["float", "int", "uint", "bool"]

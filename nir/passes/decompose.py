@@ -120,7 +120,10 @@ def _expand(target: Target, ctx: Context, op: Op) -> Sequence[Expr | Value] | No
 
 def _in(op: Op, dtypes: Sequence[DType]) -> bool:
     """Whether an operand or a result of ``op`` has one of ``dtypes``."""
-    return any(v.type.dtype in dtypes for v in (*op.operands, *op.results))
+    for v in op.operands:
+        if v.type.dtype in dtypes:
+            return True
+    return any(v.type.dtype in dtypes for v in op.results)
 
 
 def _widened(

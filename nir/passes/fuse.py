@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from nir.errors import VerifyError
@@ -205,6 +205,8 @@ class _Fusion:
             else:
                 for x in op.operands:
                     self.real_users[x].append(_Edge(i, ()))
+        # The ops that read what each op makes, through inlined ones.
+        self.users = [[e.user for v in op.results for e in self.real_users[v]] for op in self.nodes]
 
     # ---- clustering ----------------------------------------------------------------------------
 
@@ -431,7 +433,7 @@ class _Fusion:
     def reaches(self, starts: Iterable[int], goal: _Cluster, skip: _Cluster | None = None) -> bool:
         """Whether a path leads from ``starts`` into ``goal``; True also when unsure."""
         if skip is not None:
-            starts = [u for m in starts for u in self._users(m) if self.cluster.get(u) is not skip]
+            starts = [u for m in starts for u in self.users[m] if self.cluster.get(u) is not skip]
         # The latest op first: a path to the goal, where there is one, is found in a few steps.
         heap = [-i for i in starts]
         heapq.heapify(heap)
@@ -457,14 +459,10 @@ class _Fusion:
                 expanded.add(id(c))
                 members = c.members
             for m in members:
-                for u in self._users(m):
+                for u in self.users[m]:
                     if u not in seen:
                         heapq.heappush(heap, -u)
         return False
-
-    def _users(self, i: int) -> Iterator[int]:
-        """The ops that read what op ``i`` makes, through inlined ones."""
-        return (e.user for v in self.nodes[i].results for e in self.real_users[v])
 
     # ---- emission ------------------------------------------------------------------------------
 

@@ -53,7 +53,7 @@ def rematerialise(graph: Graph, target: Target) -> Graph:
     for _ in range(_ROUNDS):
         if least <= target.memory:
             break
-        smaller = _with_own_views(order(_reduced(best, goal)))
+        smaller = _with_own_views(order(_reduced(best, goal)[0]))
         now = needed(smaller, target)
         if now < least:
             best, least = smaller, now
@@ -69,14 +69,14 @@ def _cheaper(graph: Graph, target: Target) -> Graph:
         return graph
     work = sum(map(_work, graph.nodes))
     whole = _with_own_views(graph)
-    reduced = _reduced(whole, int(_GOAL * kept), _SPENT * work, _PATIENCE)
+    reduced, added = _reduced(whole, int(_GOAL * kept), _SPENT * work, _PATIENCE)
     if reduced is whole:  # nothing is that cheap
         return graph
     smaller = order(reduced)
-    before, after = needed(graph, target), needed(smaller, target)
-    added = sum(map(_work, smaller.nodes)) - work
-    worth = before - after >= before * max(_GAIN * added / work, _LEAST)
-    return smaller if worth else graph
+    # The peaks stand for the plans, which keep near to them and take longer to make.
+    before = peak(graph)
+    least = (before + scratch(graph, target)) * max(_GAIN * added / work, _LEAST)
+    return smaller if before - peak(smaller) >= least else graph
 
 
 def needed(graph: Graph, target: Target) -> int:
@@ -100,29 +100,33 @@ def scratch(graph: Graph, target: Target) -> int:
     return most * target.threads
 
 
-def _reduced(graph: Graph, goal: int, spend: float = math.inf, patience: float = math.inf) -> Graph:
+def _reduced(
+    graph: Graph, goal: int, spend: float = math.inf, patience: float = math.inf
+) -> tuple[Graph, int]:
     """``graph`` with values computed again until ``goal`` bytes are live, or no step helps.
 
-    What runs again may be ``spend`` work in all; ``patience`` is how many steps are tried.
+    What runs again may be ``spend`` work in all, and the second result is how much it is;
+    ``patience`` is how many steps are tried.
     """
+    added = 0
     pairs = Pairs()
     lives = _Lives(graph, pairs)
     above = _above(lives, goal)
     while above[0] > 0 and patience > 0:
         for candidate in _candidates(graph, lives):
             work = sum(_work(graph.nodes[k]) for k in candidate[2])
-            if work > spend:
+            if added + work > spend:
                 continue
             patience -= 1
             smaller = _repeated(graph, *candidate)
             lives_then = _Lives(smaller, pairs)
             now = _above(lives_then, goal)
             if now < above:
-                graph, lives, above, spend = smaller, lives_then, now, spend - work
+                graph, lives, above, added = smaller, lives_then, now, added + work
                 break
         else:
             break
-    return graph
+    return graph, added
 
 
 def _above(lives: _Lives, goal: int) -> tuple[int, int]:
