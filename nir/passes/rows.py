@@ -3,6 +3,7 @@
 A linear layer on [N, T, K] is one product of N T rows, [N T, K] x [K, M], and a reshape. The ops
 behind it (bias, activation, residual, norm) do not care how rows are counted, so the reshape moves
 behind them, as far as they agree. Then they follow the product directly, and become its epilogue.
+A 1 x 1 convolution is such a layer too, of pixels: the kernel of products packs its operands.
 
 requires: nothing.  ensures: nothing; values do not change, only how leading axes are split.
 """
@@ -12,11 +13,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nir.ir.dim import Shape
+from nir.ir.dim import Shape, prod
 from nir.ir.graph import Graph
 from nir.ir.op import OPS, Op, Value
 from nir.ir.program import Target
-from nir.ops import Broadcast, Full, Matmul, Max, Min, Prod, Reshape, Sum
+from nir.ops import (
+    Broadcast,
+    Conv2d,
+    Conv2dInputGrad,
+    Full,
+    Matmul,
+    Max,
+    Min,
+    Prod,
+    Reshape,
+    Sum,
+    Transpose,
+)
 from nir.passes.movement import MOVEMENT, reshape_of_broadcast
 from nir.passes.rewrite import Context, Rules, everywhere, merge_rules, rewrite
 
@@ -24,6 +37,22 @@ from nir.passes.rewrite import Context, Rules, everywhere, merge_rules, rewrite
 def rows(graph: Graph, target: Target) -> Graph:
     """``graph`` with what follows products of many rows in two axes, (rows, columns)."""
     return everywhere(graph, lambda g: rewrite(g, RULES))
+
+
+def multiply_pixels(ctx: Context, op: Any) -> Sequence[Value] | None:
+    """A 1 x 1 convolution of stride 1, or its image gradient, as a product of rows."""
+    if op.weight_layout not in ("HWIO", "OIHW") or getattr(op, "x_layout", "NHWC") != "NHWC":
+        return None
+    x, w = op.operands[0], op.w.type.shape
+    oihw = op.weight_layout == "OIHW"
+    window = (w[2:] if oihw else w[:2], op.stride, op.padding, op.groups)
+    if window != ((1, 1), (1, 1), ((0, 0), (0, 0)), 1) or isinstance(ctx.producer(x), Transpose):
+        return None  # a convolution can read an image that is stored as NCHW
+    matrix = ctx.emit(Reshape(op.w, w[:2] if oihw else w[2:]))
+    pixels = ctx.emit(Reshape(x, (prod(x.type.shape[:3]), x.type.shape[3])))
+    transposed = oihw != isinstance(op, Conv2dInputGrad)
+    y = ctx.emit(Matmul(pixels, matrix, transpose_rhs=transposed))
+    return [ctx.emit(Reshape(y, op.result.type.shape))]
 
 
 def sink_elementwise(ctx: Context, op: Op) -> Sequence[Value] | None:
@@ -99,5 +128,6 @@ RULES: Rules = merge_rules(
     {
         **{cls: (sink_elementwise,) for cls in OPS.values() if cls.kind == "elementwise"},
         **{cls: (sink_reduction,) for cls in (Sum, Prod, Max, Min)},
+        **{cls: (multiply_pixels,) for cls in (Conv2d, Conv2dInputGrad)},
     },
 )
