@@ -62,6 +62,12 @@ DEPTHWISE = [
     Conv(1, 9, 8, 40, 40, 5, 3, stride=(2, 2), pad=(2, 1, 1, 0), groups=40),
     Conv(1, 8, 8, 8, 8, 3, 3, stride=(3, 1), pad=(2, 2, 2, 2), dil=(2, 2), groups=8),
     Conv(5, 9, 9, 3, 3, 2, 2, groups=3),
+    Conv(1, 3, 17, 32, 32, 3, 3, pad=(1, 1, 1, 1), groups=32),
+    Conv(1, 5, 18, 48, 48, 3, 3, stride=(2, 2), pad=(1, 1, 1, 1), groups=48),
+    Conv(2, 4, 1, 16, 16, 3, 3, pad=(1, 1, 1, 1), groups=16),
+    Conv(1, 2, 2, 16, 16, 3, 3, pad=(2, 2, 2, 2), groups=16),
+    Conv(1, 3, 9, 16, 16, 2, 3, pad=(1, 0, 0, 1), groups=16),
+    Conv(1, 3, 2, 16, 16, 3, 3, stride=(2, 2), pad=(1, 1, 1, 1), groups=16),
 ]
 SUFFIX = {np.float32: "f32", np.float64: "f64"}
 

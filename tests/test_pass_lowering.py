@@ -177,7 +177,7 @@ def test_other_windows_are_computed_as_defined(x: str, w: str, kw: dict[str, Any
     assert [op.winograd for op in after.nodes if op.name == "pack_conv2d"] == [False]
 
 
-def test_depthwise_weights_stay() -> None:
+def test_depthwise_weights_in_hwio_stay() -> None:
     g = graph_of(lambda x, w: x.conv2d(w, groups=4), "f32[B,5,5,4]", "f32[3,3,1,4]")
     check_pass(pack, g, None)
 

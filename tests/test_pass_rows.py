@@ -94,3 +94,28 @@ def test_heads_are_left_alone() -> None:
 
     after = unchanged(graph_of(fn, *SPECS[:2]))
     assert axes_of(after, "exp") == [4]
+
+
+@pytest.mark.parametrize("layout", ["HWIO", "OIHW"])
+def test_a_convolution_of_one_tap_is_a_layer_of_pixels(layout: str) -> None:
+    w = "f32[1,1,6,4]" if layout == "HWIO" else "f32[4,6,1,1]"
+
+    def forward(x: Expr, w: Expr, b: Expr) -> Expr:
+        y = x.conv2d(w, weight_layout=layout)
+        return (y + b.broadcast(y.shape, (3,))).relu()
+
+    after = unchanged(graph_of(forward, "f32[2,3,5,6]", w, "f32[4]"))
+    assert after.count()["matmul"] == 1 and "conv2d" not in after.count()
+    assert axes_of(after, "relu") == [2]
+
+    def back(dy: Expr, w: Expr) -> Expr:
+        return dy.conv2d_input_grad(w, input_size=(3, 5), weight_layout=layout)
+
+    after = unchanged(graph_of(back, "f32[2,3,5,4]", w))
+    assert after.count()["matmul"] == 1 and "conv2d_input_grad" not in after.count()
+
+
+@pytest.mark.parametrize("window", [{"stride": (2, 2)}, {"padding": ((1, 1), (0, 0))}])
+def test_other_convolutions_of_one_tap_stay(window: dict[str, tuple[object, ...]]) -> None:
+    graph = graph_of(lambda x, w: x.conv2d(w, **window), "f32[2,4,4,6]", "f32[1,1,6,4]")
+    assert unchanged(graph).count()["conv2d"] == 1

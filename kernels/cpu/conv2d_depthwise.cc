@@ -75,6 +75,69 @@ NIR_INLINE void positions(const Rows<T> &rows, const Taps &w, int64_t C, int64_t
   for (int p = 0; p < n; ++p) store_some(dst + p * dst_step, acc[p], m);
 }
 
+// `n` positions from u on through three neighbouring taps, a vector of channels from c on. What
+// several positions read is loaded once, so that the products decide and not the loads; the first
+// position's first tap is outside the source if kLeft, the last one's last tap if kRight.
+template <class T, int kStep, int n, bool kLeft, bool kRight>
+void three_taps(const Rows<T> &rows, const Taps &w, int64_t C, int64_t tap_stride, int64_t u,
+                int64_t c, T *dst, int64_t dst_step) {
+  Vec<T> acc[n];
+#pragma GCC unroll 8
+  for (int p = 0; p < n; ++p) acc[p] = Vec<T>{};
+  for (int64_t i = 0; i < rows.count; ++i) {
+    const T *k = rows.weights[i] + w.tap[0] * tap_stride + c;
+    const Vec<T> k0 = load(k), k1 = load(k + tap_stride), k2 = load(k + 2 * tap_stride);
+    const T *s = rows.source[i] + (u * kStep + w.base[0]) * C + c;
+    Vec<T> next = kLeft ? Vec<T>{} : load(s);
+#pragma GCC unroll 8
+    for (int p = 0; p < n; ++p) {
+      const bool left = kLeft && p == 0, right = kRight && p == n - 1;
+      const Vec<T> x1 = load(s + (p * kStep + 1) * C);
+      if (!left) acc[p] = fma<T>(kStep == 1 && p > 0 ? load(s + p * C) : next, k0, acc[p]);
+      acc[p] = fma<T>(x1, k1, acc[p]);
+      if (!right) {
+        const Vec<T> x2 = load(s + (p * kStep + 2) * C);
+        acc[p] = fma<T>(x2, k2, acc[p]);
+        next = x2;
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int p = 0; p < n; ++p) store(dst + p * dst_step, acc[p]);
+}
+
+template <class T>
+struct ThreeTaps {
+  using Fn = void (*)(const Rows<T> &, const Taps &, int64_t, int64_t, int64_t, int64_t, T *,
+                      int64_t);
+  Fn fn[2][kPixels + 1][2][2];  // by step, positions, kLeft, kRight
+  constexpr ThreeTaps() : fn{} { fill<kPixels>(); }
+  template <int n>
+  constexpr void fill() {
+    fn[0][n][0][0] = three_taps<T, 1, n, false, false>;
+    fn[0][n][0][1] = three_taps<T, 1, n, false, true>;
+    fn[0][n][1][0] = three_taps<T, 1, n, true, false>;
+    fn[0][n][1][1] = three_taps<T, 1, n, true, true>;
+    fn[1][n][0][0] = three_taps<T, 2, n, false, false>;
+    fn[1][n][0][1] = three_taps<T, 2, n, false, true>;
+    fn[1][n][1][0] = three_taps<T, 2, n, true, false>;
+    fn[1][n][1][1] = three_taps<T, 2, n, true, true>;
+    if constexpr (n > 1) fill<n - 1>();
+  }
+};
+
+// Whether a line is `three_taps` from end to end: at most one position on each side has a tap
+// outside, and that is its outermost.
+inline bool has_three_taps(const Taps &w) {
+  const int64_t step = w.axis.source_step, last = w.axis.count - 1;
+  if (w.count != 3 || w.axis.step != 1 || step > 2 || last < 0) return false;
+  const bool neighbours = w.tap[2] == w.tap[0] + 2 && w.base[1] == w.base[0] + 1 &&
+                          w.base[2] == w.base[0] + 2;
+  const bool first = w.inside(0, 1) && (last == 0 || w.inside(0, 2)),
+             second = w.inside(last, 1) && (last == 0 || w.inside(last, 0));
+  return neighbours && first && second && w.lo <= 1 && w.hi >= last;
+}
+
 // Positions [u0, u1) of a class in one line.
 template <class T>
 void line_class(const Rows<T> &rows, const Taps &w, int64_t C, int64_t tap_stride, int64_t u0,
@@ -83,8 +146,22 @@ void line_class(const Rows<T> &rows, const Taps &w, int64_t C, int64_t tap_strid
   const int64_t step = w.axis.step * C;
   line += w.axis.first * C;
   const int64_t lo = min64(max64(u0, w.lo), u1), hi = max64(lo, min64(u1, w.hi));
+  static constexpr ThreeTaps<T> table{};
+  const bool three = has_three_taps(w);
+  const int64_t parts = ceil_div(u1 - u0, kPixels);
   for (int64_t c = 0; c < n; c += W) {
     const int m = static_cast<int>(min64(W, n - c));
+    if (three && m == W) {
+      for (int64_t i = 0; i < parts; ++i) {
+        int64_t first;
+        int count;
+        tile_rows(u1 - u0, parts, i, &first, &count);
+        const int64_t u = u0 + first;
+        table.fn[w.axis.source_step - 1][count][u < w.lo][u + count > w.hi](
+            rows, w, C, tap_stride, u, c, line + u * step + c, step);
+      }
+      continue;
+    }
     int64_t u = u0;
     for (; u < lo; ++u)
       positions<T, 1, true>(rows, w, C, tap_stride, u, c, m, line + u * step + c, step);

@@ -11,7 +11,7 @@ again.
 
 A convolution of few channels reads an NCHW image plane by plane, so that the transpose of a front
 end's input goes too. That is decided here, when all transposes that meet have cancelled.
-Depthwise convolutions read plain weights, and are left as they are. With numerics "fast" a 3 x 3
+Depthwise convolutions read plain weights, channels last. With numerics "fast" a 3 x 3
 convolution of enough channels is computed by Winograd's algorithm, and its weights packed for that.
 
 requires: covered.  ensures: no product reads what a pack in the same graph makes.
@@ -42,6 +42,7 @@ _ROWS_THAT_SHARE = 64
 # Below, kernels join taps that lie side by side, and one plane's taps are as good as all channels'.
 _FEW_CHANNELS = 16
 _NHWC_OF_NCHW = (0, 2, 3, 1)
+_HWIO_OF_OIHW = (2, 3, 1, 0)
 _WINOGRAD_MARGIN = 1.2
 _UNKNOWN_BATCH = 32  # what a symbolic number of images counts as
 _WINDOWS = (Conv2d, Conv2dInputGrad)
@@ -90,12 +91,20 @@ def pack_conv2d(ctx: Context, op: Any) -> Sequence[Value] | None:
     if op.weight_layout == "HWIO":
         kh, kw, i, o = op.w.type.shape
     if op.groups == o and i == 1:
-        return None
+        return depthwise_channels_last(ctx, op)
     planar = op.x_layout if isinstance(op, Conv2d) else "NHWC"
     packed = ctx.emit(
         PackConv2d(op.w, op.weight_layout, op.groups, isinstance(op, Conv2dInputGrad), planar)
     )
     return [ctx.emit(replace(op, w=packed, weight_layout="packed", kernel_size=(kh, kw)))]
+
+
+def depthwise_channels_last(ctx: Context, op: Any) -> Sequence[Value] | None:
+    """Channels side by side, as the kernel reads them, rather than turned in each of its calls."""
+    if op.weight_layout == "HWIO":
+        return None
+    w = ctx.emit(Transpose(op.w, _HWIO_OF_OIHW))
+    return [ctx.emit(replace(op, w=w, weight_layout="HWIO"))]
 
 
 def pack_winograd(ctx: Context, op: Any) -> Sequence[Value] | None:
