@@ -127,6 +127,7 @@ def program_parts(graph: Graph, target: Target) -> dict[str, str] | None:
     if own_table or flags.verify() or flags.dump_dir() is not None or _has_functions(graph):
         return None
     machine = f"{target.name} {target.isa} {target.threads} {target.numerics} {target.memory}"
+    machine += "".join(f"\n{place}: {chosen}" for place, chosen in target.choices)
     names = "\n".join((graph.name, *graph.input_names))
     _, places = locations_of(graph)
     return {

@@ -26,8 +26,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(_STAGES, _CORE),
     "blobs": {"codegen", "runtime"},
     "compile": _CORE | _STAGES | {"blobs"},
+    "tune": _CORE | _STAGES | {"compile"},
     "bound": _CORE | _STAGES | {"compile"},
-    "frontend": _CORE | _STAGES | {"compile", "bound"},
+    "frontend": _CORE | _STAGES | {"compile", "bound", "tune"},
     "__init__": _CORE | _STAGES | {"compile", "frontend"},
     # nir.deploy is the folder deploy/ beside nir/: it sees the public API, ir and ops.
     "deploy": _CORE | {"__init__"},

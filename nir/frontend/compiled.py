@@ -21,6 +21,7 @@ from nir.frontend.trace import Ref, Traced, all_state, trace_function
 from nir.ir.graph import Graph
 from nir.ir.location import caller
 from nir.runtime import Profile, Roofs, Storage
+from nir.tune import tuned
 
 
 class CompiledFunction:
@@ -149,7 +150,7 @@ class CompiledFunction:
 
 def compile(
     fn: Any, *specs: Any, target: Any = "cpu", state: Any = (), donate: Sequence[str] = (),
-    memory: int | str | None = None, numerics: str | None = None, **kwargs: Any,
+    memory: int | str | None = None, numerics: str | None = None, tune: float = 0.0, **kwargs: Any,
 ) -> Any:  # fmt: skip
     """Compile a function, a Module or a Graph for arguments of ``specs`` ("f32[B,784]").
 
@@ -164,10 +165,14 @@ def compile(
 
     ``numerics`` "strict" computes each op as it is defined; "fast", which is the default, may take
     another algorithm where it wins (Winograd's for 3 x 3 convolutions: docs/numerics.md).
+
+    ``tune`` is a number of seconds to spend on measuring which algorithm computes each convolution
+    best on this machine, in place of a rule by shapes. The answer is kept in the cache on disk.
     """
     limit = bytes_of(memory)
     target = flush.chosen_target(target, numerics)
     if isinstance(fn, Graph):
+        target = tuned(fn, target, tune) if tune else target
         return CompiledFunction(
             *_of_graph(fn), flush.Compiled(flush.compile_located(fn, target, limit), fn), [], {}
         )
@@ -182,6 +187,7 @@ def compile(
             f"compile: the function rebinds its state ({names}): use nir.jit, or call eval() first",
             caller(),
         )
+    target = tuned(traced.graph, target, tune) if tune else target
     cells = [slots[i].tensor._cell for i in traced.reads]
     flush.realize(cells)
     bound = [flush.store(c, "compile") for c in cells]

@@ -122,7 +122,8 @@ def _key_of(target: str | Target) -> object:
     if isinstance(target, str):
         return target
     own = (id(target.kernels), id(target.epilogues))  # tables of their own are compared as objects
-    return (target.name, target.isa, target.threads, target.numerics, target.memory, *own)
+    settings = (target.threads, target.numerics, target.memory, target.choices)
+    return (target.name, target.isa, *settings, *own)
 
 
 def compile_located(graph: Graph, target: str | Target, memory: int | None = None) -> Any:

@@ -23,7 +23,8 @@ class Target(Frozen):
 
     ``kernels`` maps the name of an op to the entry of the target's table that covers it, and
     ``epilogues`` names those whose kernels call a generated loop on each finished tile. A program
-    may take ``memory`` bytes besides its inputs, None for as many as it needs.
+    may take ``memory`` bytes besides its inputs, None for as many as it needs. ``choices`` are
+    (site, algorithm) pairs that were measured (`nir.tune`).
     """
 
     name: Literal["cpu", "cuda", "interp"]
@@ -33,6 +34,7 @@ class Target(Frozen):
     kernels: Mapping[str, Any] = field(default_factory=dict)
     epilogues: frozenset[str] = frozenset()
     memory: int | None = None
+    choices: tuple[tuple[str, str], ...] = ()
 
 
 class Move(Frozen):

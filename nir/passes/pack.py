@@ -19,6 +19,7 @@ requires: covered.  ensures: no product reads what a pack in the same graph make
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ from nir.ops import (
     PackConv2d,
     Transpose,
 )
+from nir.passes.algorithm import algorithm
 from nir.passes.rewrite import Context, Rules, everywhere, in_regions, rewrite
 
 # Rows of A from which packing B pays in any case: some tiles of 14 rows read each panel then.
@@ -43,16 +45,14 @@ _ROWS_THAT_SHARE = 64
 _FEW_CHANNELS = 16
 _NHWC_OF_NCHW = (0, 2, 3, 1)
 _HWIO_OF_OIHW = (2, 3, 1, 0)
-_WINOGRAD_MARGIN = 1.2
-_UNKNOWN_BATCH = 32  # what a symbolic number of images counts as
 _WINDOWS = (Conv2d, Conv2dInputGrad)
 
 
 def pack(graph: Graph, target: Target) -> Graph:
     """``graph`` with explicit packs; as it is for a target without a kernel that packs."""
     rules = {cls: found for cls, found in RULES.items() if _NEEDS[cls].name in target.kernels}
-    if target.numerics == "fast":
-        rules |= {cls: (pack_winograd, *found) for cls, found in rules.items() if cls in _WINDOWS}
+    winograd = functools.partial(pack_winograd, target)
+    rules |= {cls: (winograd, *found) for cls, found in rules.items() if cls in _WINDOWS}
     inside = rules | {cls: (pack_shared,) for cls in (Matmul,) if cls in rules}
     return rewrite(in_regions(graph, lambda g: rewrite(g, inside)), rules)
 
@@ -107,42 +107,13 @@ def depthwise_channels_last(ctx: Context, op: Any) -> Sequence[Value] | None:
     return [ctx.emit(replace(op, w=w, weight_layout="HWIO"))]
 
 
-def pack_winograd(ctx: Context, op: Any) -> Sequence[Value] | None:
-    if op.weight_layout not in ("HWIO", "OIHW") or not winograd_wins(op):
+def pack_winograd(target: Target, ctx: Context, op: Any) -> Sequence[Value] | None:
+    if algorithm(op, target) != "winograd":
         return None
     packed = ctx.emit(
         PackConv2d(op.w, op.weight_layout, 1, isinstance(op, Conv2dInputGrad), winograd=True)
     )
     return [ctx.emit(replace(op, w=packed, weight_layout="winograd", kernel_size=(3, 3)))]
-
-
-def winograd_wins(op: Any) -> bool:
-    """Whether four products in place of nine pay for the transforms, by a fit to measured layers.
-
-    In flops for each pair of channels. The definition takes two for each pixel and tap inside the
-    image; a patch takes 32 for its products and, for each channel, 192 for a transform; 576 stand
-    for the transformed weights, which are read once.
-    """
-    kernel = op.w.type.shape[:2] if op.weight_layout == "HWIO" else op.w.type.shape[2:]
-    window = (kernel, op.stride, op.dilation, op.groups)
-    if window != ((3, 3), (1, 1), (1, 1), 1) or getattr(op, "x_layout", "NHWC") != "NHWC":
-        return False
-    batch, *x = op.operands[0].type.shape
-    sizes = (*x, *op.result.type.shape[1:])
-    if not all(isinstance(n, int) for n in sizes) or max(map(max, op.padding)) > 2:
-        return False
-    *image, channels, out_h, out_w, columns = sizes
-    images = batch if isinstance(batch, int) else _UNKNOWN_BATCH
-    # The gradient of an image is padded by what a window exceeds the padding.
-    before = [2 - p if isinstance(op, Conv2dInputGrad) else p for p, _ in op.padding]
-    taps = [
-        sum(0 <= o + k - p < n for o in range(size) for k in range(3))
-        for n, size, p in zip(image, (out_h, out_w), before, strict=True)
-    ]
-    patches = images * -(-out_h // 2) * -(-out_w // 2)
-    direct = 2 * images * taps[0] * taps[1]
-    transforms = 192 * (channels + columns) / max(channels * columns, 1)
-    return bool(direct > _WINOGRAD_MARGIN * (patches * (32 + transforms) + 576))
 
 
 def read_nchw(ctx: Context, op: Any) -> Sequence[Value] | None:

@@ -10,6 +10,7 @@ requires: nothing.  ensures: nothing; values do not change, only how leading axe
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,24 +31,24 @@ from nir.ops import (
     Sum,
     Transpose,
 )
+from nir.passes.algorithm import algorithm
 from nir.passes.movement import MOVEMENT, reshape_of_broadcast
 from nir.passes.rewrite import Context, Rules, everywhere, merge_rules, rewrite
 
 
 def rows(graph: Graph, target: Target) -> Graph:
     """``graph`` with what follows products of many rows in two axes, (rows, columns)."""
-    return everywhere(graph, lambda g: rewrite(g, RULES))
+    multiply = functools.partial(multiply_pixels, target)
+    rules = merge_rules(RULES, {cls: (multiply,) for cls in (Conv2d, Conv2dInputGrad)})
+    return everywhere(graph, lambda g: rewrite(g, rules))
 
 
-def multiply_pixels(ctx: Context, op: Any) -> Sequence[Value] | None:
+def multiply_pixels(target: Target, ctx: Context, op: Any) -> Sequence[Value] | None:
     """A 1 x 1 convolution of stride 1, or its image gradient, as a product of rows."""
-    if op.weight_layout not in ("HWIO", "OIHW") or getattr(op, "x_layout", "NHWC") != "NHWC":
-        return None
     x, w = op.operands[0], op.w.type.shape
-    oihw = op.weight_layout == "OIHW"
-    window = (w[2:] if oihw else w[:2], op.stride, op.padding, op.groups)
-    if window != ((1, 1), (1, 1), ((0, 0), (0, 0)), 1) or isinstance(ctx.producer(x), Transpose):
+    if algorithm(op, target) != "product" or isinstance(ctx.producer(x), Transpose):
         return None  # a convolution can read an image that is stored as NCHW
+    oihw = op.weight_layout == "OIHW"
     matrix = ctx.emit(Reshape(op.w, w[:2] if oihw else w[2:]))
     pixels = ctx.emit(Reshape(x, (prod(x.type.shape[:3]), x.type.shape[3])))
     transposed = oihw != isinstance(op, Conv2dInputGrad)
@@ -128,6 +129,5 @@ RULES: Rules = merge_rules(
     {
         **{cls: (sink_elementwise,) for cls in OPS.values() if cls.kind == "elementwise"},
         **{cls: (sink_reduction,) for cls in (Sum, Prod, Max, Min)},
-        **{cls: (multiply_pixels,) for cls in (Conv2d, Conv2dInputGrad)},
     },
 )
