@@ -1,9 +1,10 @@
 """Tuning: which algorithm computes each convolution, measured in place of the rule by shapes.
 
 A convolution is compiled and run by itself with each algorithm that can compute it, on random
-images, taking turns; the least of the times decides, if it is clearly less. The costliest come first, until the time is
-up: what is not measured keeps the rule. What was found is kept in the cache on disk, for this
-machine, its threads and instruction set, and a program made from it holds it like any other.
+images, taking turns; the least of the times decides, if it is clearly less. The costliest come
+first, until the time is up: what is not measured keeps the rule. What was found is kept in the
+cache on disk, for this machine, its threads and instruction set, and a program made from it holds
+it like any other.
 """
 
 from __future__ import annotations
