@@ -91,7 +91,7 @@ def compile_bound(
     bound = _compile_bound(graph, first, machine, start)
     for name, exe in (("rest", bound.executable), ("preparation", bound.preparation)):
         if isinstance(exe, Executable):
-            cache.store(pieces[name], entry_of(exe.program, machine.isa, locations).pack())
+            cache.store(pieces[name], entry_of(exe, machine.isa, locations).pack())
     cache.store(pieces["cut"], json.dumps([bound.kept, bound.needed]).encode())
     return bound
 

@@ -83,7 +83,7 @@ def compile_graph(
     if stored is not None:
         return stored
     executable = compile_with(graph, machine, start)
-    cache.store(parts, entry_of(executable.program, machine.isa, locations).pack())
+    cache.store(parts, entry_of(executable, machine.isa, locations).pack())
     return executable
 
 
@@ -95,8 +95,10 @@ def compile_with(
     checked = flags.verify() and passes is PIPELINE and not calls_host(graph)
     inputs = random_inputs(graph) if checked else None
     planned = graph.plan is not None  # a dump of the last pass
-    lowered = graph if planned else run_pipeline(graph, machine, dump, inputs, passes)
     with Batch(machine.isa) as batch:
+        # Loops are final once they are fused: LLVM has them while the other passes run.
+        begin = {"fuse": functools.partial(_begin_loops, batch)}
+        lowered = graph if planned else run_pipeline(graph, machine, dump, inputs, passes, begin)
         program, loops, hosts = lower(lowered, machine, batch.begin)
     check_budget(lowered, program, machine)
     if dump is not None:
@@ -112,6 +114,15 @@ def compile_with(
     if inputs is not None:
         _check_outputs(graph, executable, inputs)
     return executable
+
+
+def _begin_loops(batch: Batch, graph: Graph) -> None:
+    for op in graph.nodes:
+        if isinstance(op, Fused):
+            batch.begin(loop_text(lower_fused(op), batch.isa))
+        else:
+            for _, region in op.regions():
+                _begin_loops(batch, region)
 
 
 # ---- programs on disk --------------------------------------------------------------------------

@@ -35,6 +35,7 @@ CASES = {
 @pytest.fixture(autouse=True)
 def _everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lower, "_STREAM_BYTES", 0)
+    monkeypatch.setattr(lower, "_kernels", {})
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
@@ -84,5 +85,6 @@ def test_what_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
         region = fused("row", [f"f32{shape}"], _softmax)
         assert lower_fused(region).streams == ()
     monkeypatch.setattr(lower, "_STREAM_BYTES", 1 << 25)
+    monkeypatch.setattr(lower, "_kernels", {})
     small = lower_fused(CASES["flat"])
     assert small.streams == () and "nontemporal" not in print_llvm(small, ISAS[0])

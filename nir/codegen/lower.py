@@ -50,11 +50,26 @@ class _Region(Frozen):
     chunk: int | None = None
 
 
+# Kernels by form and body: layers of a model are alike, and a region is asked for again.
+_kernels: dict[tuple[str, str], LoopKernel] = {}
+_MAX_KERNELS = 1024
+
+
 def lower_fused(fused: Fused) -> LoopKernel:
     """The loop kernel that computes ``fused``, the same for every ISA level.
 
     Raises UnsupportedError for an op that generated code does not cover.
     """
+    key = fused.form, fused.body.key
+    kernel = _kernels.get(key)
+    if kernel is None:
+        if len(_kernels) >= _MAX_KERNELS:
+            _kernels.clear()
+        kernel = _kernels[key] = _lowered(fused)
+    return kernel
+
+
+def _lowered(fused: Fused) -> LoopKernel:
     match fused.form:
         case "map":
             region = _whole(fused, fused.body.output_types[0].shape, 0)

@@ -163,11 +163,11 @@ class Graph:
         found = {s for v in self.inputs for d in v.type.shape for s in symbols(d)}
         return tuple(sorted(found))
 
-    @property
+    @cached_property
     def input_types(self) -> tuple[TensorType, ...]:
         return tuple(v.type for v in self.inputs)
 
-    @property
+    @cached_property
     def output_types(self) -> tuple[TensorType, ...]:
         return tuple(v.type for v in self.outputs)
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from nir.errors import DTypeError, NotDifferentiable, ShapeError, VerifyError
+from nir.frozen import kept
 from nir.ir.dim import Dim, Shape, ceildiv, prod
 from nir.ir.graph import Graph
 from nir.ir.interp import evaluate_region
@@ -118,7 +119,12 @@ class Fused(Op):
         yield "body", self.body
 
     def takes_over(self) -> tuple[tuple[Value, Value], ...]:
-        """See `Op.takes_over`.
+        """See `Op.takes_over`."""
+        return self.overwritten
+
+    @kept
+    def overwritten(self) -> tuple[tuple[Value, Value], ...]:
+        """(operand, result) pairs where the result may lie over the operand.
 
         So it is in maps, in what follows the reductions of a column region, in epilogues but for
         the result that the heavy op has written already, and in row regions for results that no

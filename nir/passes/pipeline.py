@@ -198,6 +198,7 @@ def run_pipeline(
     dump: Dumper | None = None,
     verify: Sequence[np.ndarray] | None = None,
     passes: Sequence[Pass] = PIPELINE,
+    after: Mapping[str, Callable[[Graph], None]] | None = None,
 ) -> Graph:
     """``graph`` lowered for ``target``: fused, planned, every op covered by a kernel or a loop.
 
@@ -205,7 +206,8 @@ def run_pipeline(
     graph, the reference interpreter runs it before and after each pass, and a VerifyError names
     the first pass that changes a result, with the op, the user's line and the error in ulp; once
     memory is planned it runs in the planned arena. Where they are not given, NIR_DUMP=dir makes a
-    dump and NIR_VERIFY=1 verifies on random inputs.
+    dump and NIR_VERIFY=1 verifies on random inputs. ``after`` names functions that see the graph
+    as a pass left it.
     """
     check_order(passes, _LOWERED if passes is PLANNING else frozenset())
     if verify is None and flags.verify():
@@ -220,6 +222,8 @@ def run_pipeline(
         seconds = time.perf_counter() - start
         _check_signature(p, before, graph)
         _check_facts(p, graph, target)
+        if after is not None and p.name in after:
+            after[p.name](graph)
         if graph is before:
             continue
         if dump is not None:

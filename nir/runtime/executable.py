@@ -63,7 +63,8 @@ class Executable:
 
     ``graph`` is the lowered graph. ``emit(isa)`` gives the code of every generated kernel for an
     ISA level: it is asked for this machine's level now, and for the others by `save`. ``hosts``
-    are functions of this process that calls name as kernels.
+    are functions of this process that calls name as kernels. ``encoded`` is the program as the
+    runtime reads it.
     """
 
     _program: Program | None
@@ -85,8 +86,9 @@ class Executable:
             program = replace(program, codes=_merged(program.codes, level, emit(level)))
         self.hosts = dict(hosts or {})
         self._emit = emit
+        self.encoded = encode(program, self.hosts)
         self._core = _core.Executable(
-            encode(program, self.hosts),
+            self.encoded,
             [constant_storage(c) for c in program.constants],
             {name: dict(levels) for name, levels in program.codes.items()},
             {name: host.address for name, host in self.hosts.items()},

@@ -85,10 +85,11 @@ class Entry(Frozen):
         )
 
 
-def entry_of(program: Program, isa: str, locations: Iterable[Location]) -> Entry:
-    """What to store of ``program``, which has code for ``isa``."""
+def entry_of(executable: Executable, isa: str, locations: Iterable[Location]) -> Entry:
+    """What to store of ``executable``, which has code for ``isa`` and calls no host functions."""
+    program = executable.program
     codes = {name: levels[isa] for name, levels in program.codes.items()}
-    return Entry(isa, encode(program), program.constants, codes, tuple(locations))
+    return Entry(isa, executable.encoded, program.constants, codes, tuple(locations))
 
 
 def _moved(call: Call, moved: Mapping[Location, Location]) -> Call:
@@ -107,6 +108,7 @@ class Stored(Executable):
     def __init__(self, entry: Entry, lower: Callable[[], Graph], emit: Emit) -> None:
         start = time.perf_counter()
         self._entry, self._lower, self._emit, self.hosts = entry, lower, emit, {}
+        self.encoded = entry.encoded
         codes = {name: {entry.isa: code} for name, code in entry.codes.items()}
         self._core = _core.Executable(
             entry.encoded, [constant_storage(c) for c in entry.constants], codes, {}, entry.isa
