@@ -122,6 +122,19 @@ def test_models(name: str) -> None:
         assert problem is None, f"{name} at batch {batch}: {problem}"
 
 
+@pytest.mark.parametrize("m", [100, 530])
+def test_products_that_threads_cut_by_rows_and_by_columns(m: int) -> None:
+    def fn(x: Expr, w: Expr, dy: Expr) -> list[Expr]:
+        return [x.matmul(w, transpose_rhs=True).relu(), dy.matmul(w), dy.matmul(x, True)]
+
+    graph = graph_of(fn, f"f32[{m},300]", "f32[600,300]", f"f32[{m},600]")
+    inputs = random_inputs(graph, 2)
+    found = runs(graph, inputs)
+    assert_one_result(found)
+    got = next(iter(found.values()))
+    assert close(graph, inputs, reference(graph, inputs), got) is None
+
+
 def test_random_graphs_of_large_batches() -> None:
     """Large enough for several threads, with every op that follows the batch size."""
     tried = 0

@@ -265,3 +265,24 @@ def test_dtypes_without_a_kernel_are_refused() -> None:
     assert (
         cpu.KERNELS["cum_sum"](node(OPS["cum_sum"], Sample(half.operands[:1], {"axis": 0}))) is None
     )
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "transpose", "rows", "cols"),
+    [
+        (10, 100, True, 8, 32),  # less than a tile
+        (100, 784, False, 13, 32),  # eight tiles of at most 13 rows
+        (50, 100, True, 13, 32),
+        (512, 1024, False, 28, 32),  # two full tiles
+        (512, 1024, True, 512, 64),  # columns are cut, so that each is turned once
+        (1024, 512, True, 28, 32),
+        (symbol("B"), 1024, True, 8, 32),
+    ],
+)
+def test_how_products_are_cut(m: Any, n: int, transpose: bool, rows: int, cols: int) -> None:
+    k = 30
+    a = Value(next(_ids), TensorType(f32, (m, k)))
+    b = Value(next(_ids), TensorType(f32, (n, k) if transpose else (k, n)))
+    call = cpu.KERNELS["matmul"](made(Matmul(a, b, False, transpose)))
+    assert call is not None
+    assert (call.row_grain, call.col_grain) == (rows, cols)

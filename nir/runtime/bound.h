@@ -14,7 +14,7 @@ struct BoundCall {
   int64_t rows, cols;
   int64_t grain;  // of the axis that is split
   int64_t units;  // grains of that axis
-  int64_t least;  // units worth a claim
+  int64_t pieces;  // into which it is worth cutting
   bool by_cols;
   bool parallel;
   bool host;

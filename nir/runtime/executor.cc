@@ -12,7 +12,9 @@ namespace nir {
 namespace {
 
 constexpr size_t kBoundLimit = 32;
-constexpr int64_t kChunkWork = 16 << 10;
+// What a piece should be at least, in work. Of a product some 70 us: each piece of a product packs
+// for itself. Loops have nothing to begin.
+constexpr int64_t kPieceWork = 1 << 20, kPieceOfLoop = 16 << 10;
 
 // Guards the lists of bound shapes and idle contexts of all executables; held for a few pointers.
 ForkSafeMutex &lists_mutex() {
@@ -399,11 +401,8 @@ std::shared_ptr<const Executable::Bound> Executable::evaluate(
     const int64_t work = values[c.work];
     call.host = program_.kernels[c.kernel].source == kHost;
     call.parallel = call.units > 1 && work >= kSerialWork && !call.host;
-    call.least = 1;
-    if (call.parallel) {
-      const int64_t per_unit = std::max<int64_t>(1, work / call.units);
-      call.least = std::max<int64_t>(1, kChunkWork / per_unit);
-    }
+    const bool loop = program_.kernels[c.kernel].source == kGenerated;
+    call.pieces = std::max<int64_t>(1, work / (loop ? kPieceOfLoop : kPieceWork));
     // Nothing to compute: no element of the iteration space.
     if (call.rows == 0 || call.cols == 0) call.units = 0;
     bound->calls.push_back(call);

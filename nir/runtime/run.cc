@@ -27,6 +27,8 @@ struct Job {
   int64_t threads;
   Timeline *timeline;
   uint32_t number;  // of the call
+  // Units worth a claim: a short call is cut once for each thread.
+  int64_t least = (call->units - 1) / round_up(call->pieces, threads) + 1;
   std::atomic<int64_t> next{0};
   // The failure with the lowest start, so that the message does not depend on timing.
   std::atomic_flag failing = ATOMIC_FLAG_INIT;
@@ -77,7 +79,7 @@ struct Job {
     const int64_t start = timeline ? now_ns() : 0;
     while (from < call->units) {
       const int64_t left = call->units - from;
-      const int64_t take = std::min(left, std::max(call->least, left / (2 * threads)));
+      const int64_t take = std::min(left, std::max(least, left / (2 * threads)));
       if (next.compare_exchange_weak(from, from + take, std::memory_order_relaxed)) {
         run_units(from, from + take, thread);
         from = next.load(std::memory_order_relaxed);

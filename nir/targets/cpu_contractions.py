@@ -78,6 +78,8 @@ def matmul(op: Matmul) -> KernelCall | None:
     layout = "cols" if op.transpose_rhs else "rows"
     if b.layout == "panel16":
         layout, b_batch, b_stride = "packed", panels(n) * k * PANEL, 0
+    # To turn all of B for each piece costs more than to pack all of A: columns are cut.
+    by_columns = layout == "cols" and batch == 1 and _at_least(m, BATCH_ROWS) and _at_least(n, m)
     return KernelCall(
         f"nir_matmul_{dtype}_{layout}",
         (
@@ -88,12 +90,29 @@ def matmul(op: Matmul) -> KernelCall | None:
         ),
         rows=batch * m,
         cols=n,
-        # Pieces of two full tiles of rows: each brings all of B into panels for itself.
-        row_grain=2 * MAX_ROWS if isinstance(m, int) and m >= BATCH_ROWS else 8,
-        col_grain=2 * PANEL,
+        row_grain=_row_grain(layout, m, by_columns),
+        col_grain=(4 if by_columns else 2) * PANEL,
         scratch=(PACKED_ROWS * BLOCK_K + BLOCK_K * SLIVER) * size,
         work=_quarter(batch * m * n * k),
     )  # fmt: skip
+
+
+def _at_least(d: Dim, least: Dim) -> bool:
+    return isinstance(d, int) and isinstance(least, int) and d >= least
+
+
+def _row_grain(layout: str, m: Dim, by_columns: bool) -> int:
+    """Rows that are not cut further. Each piece brings all of B into panels for itself, where B is
+    not packed: so pieces are two full tiles, and few rows an even number of equal ones.
+    """
+    if not isinstance(m, int) or m <= MAX_ROWS:
+        return 8
+    if m >= BATCH_ROWS:
+        return m if by_columns else 2 * MAX_ROWS
+    if layout == "packed":
+        return 8
+    tiles = -(-m // MAX_ROWS)
+    return -(-m // (tiles + tiles % 2))
 
 
 def _quarter(products: Dim) -> Dim:
