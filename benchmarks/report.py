@@ -132,9 +132,10 @@ def markdown(rows: Rows, context: Mapping[str, Any]) -> str:
         "Written by `python -m benchmarks --report`. Each peer runs in a process of its own with "
         f"{context.get('threads')} threads, in alternating rounds; times are medians of at least "
         "ten rounds with their interquartile spread. A ratio is the peer's time over nir's, the "
-        "median over the rounds; there is none where its 95 % interval is wider than ±10 %. First "
-        "calls, less a step's time, are given from an empty cache, and from a full one in a new "
-        "process. The memory of a step is the most that is resident "
+        "median over the rounds; there is none where its 95 % interval is wider than ±10 %. A "
+        "first call traces, compiles, binds weights and runs the first step; it is given less a "
+        "later step's time, from an empty cache, and from a full one in a new process. The memory "
+        "of a step is the most that is resident "
         "while steps run, less what is after import, and less parameters and optimiser state.",
         f"{context.get('cpu')}, {context.get('cores')} cores, Python {context.get('python')}; "
         f"{'; '.join(versions)}.",
