@@ -58,8 +58,9 @@ class Measurement:
     ``first_call`` starts from an empty cache, ``first_call_cached`` (0 for peers without one) from
     a full one. Both are the whole first call in a new process, behind import and building the
     model: tracing, compiling, binding weights, and the first step, which also takes its memory from
-    the system. Reports print them less ``median``. ``peak_bytes`` is the most that the process ever held, ``step_bytes`` the most
-    during steps less what was resident after import, and less parameters and optimiser state.
+    the system. Reports print them less ``median``. ``peak_bytes`` is the most that the process ever
+    held, ``step_bytes`` the most during steps less what was resident after import, and less
+    parameters and optimiser state.
     """
 
     workload: str
