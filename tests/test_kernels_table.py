@@ -14,8 +14,8 @@ from kernel_harness import ISAS, LIB, call, guarded
 from nir.frozen import replace
 from nir.ir.dim import symbol, value
 from nir.ir.op import OPS, Op, Sample, Value, construct
-from nir.ir.types import TensorType, dtype, f32, f64
-from nir.ops import Conv2d, Conv2dInputGrad, Matmul, Pack, PackConv2d, Transpose
+from nir.ir.types import TensorType, dtype
+from nir.ops import Conv2d, Conv2dInputGrad, Conv2dWeightGrad, Matmul, Pack, PackConv2d, Transpose
 from nir.targets import cpu
 from nir.targets.kernel_call import KernelCall
 
@@ -132,6 +132,10 @@ WINDOWS = [
 ]
 
 
+def dtype_of(a: np.ndarray) -> Any:
+    return dtype(a.dtype)
+
+
 def windows(case: Any, dtype: type, back: bool) -> tuple[Any, Any, list[np.ndarray]]:
     """pack_conv2d and conv2d or its image gradient by Winograd's algorithm, and their arrays."""
     (n, h, w, c, o), padding = case
@@ -139,9 +143,7 @@ def windows(case: Any, dtype: type, back: bool) -> tuple[Any, Any, list[np.ndarr
     size = [k + sum(p) - 2 for k, p in zip((h, w), padding, strict=True)]
     image = (n, *size, o) if back else (n, h, w, c)
     arrays = [rng.standard_normal(s).astype(dtype) for s in (image, (o, c, 3, 3))]
-    values = [
-        Value(next(_ids), TensorType(f32 if dtype == np.float32 else f64, a.shape)) for a in arrays
-    ]
+    values = [Value(next(_ids), TensorType(dtype_of(a), a.shape)) for a in arrays]
     pack = made(PackConv2d(values[1], "OIHW", 1, back, winograd=True))
     attributes = {"padding": padding, "weight_layout": "winograd", "kernel_size": (3, 3)}
     if back:
@@ -168,6 +170,36 @@ def test_winograd(case: Any, dtype: type, back: bool) -> None:
         assert found[0].tobytes() == other.tobytes(), f"{isa} differs from {ISAS[0]}"
     (by_rule,) = op.ref(arrays[0], *pack.ref(arrays[1]))
     np.testing.assert_allclose(by_rule, want, rtol=0, atol=bound * 3)
+
+
+def summed_windows(case: Any, dtype: type, layout: str) -> tuple[Any, list[np.ndarray]]:
+    """conv2d_weight_grad by Winograd's algorithm, and its arrays."""
+    (n, h, w, c, o), padding = case
+    rng = np.random.default_rng(0)
+    size = [k + sum(p) - 2 for k, p in zip((h, w), padding, strict=True)]
+    arrays = [rng.standard_normal(s).astype(dtype) for s in ((n, h, w, c), (n, *size, o))]
+    values = [Value(next(_ids), TensorType(dtype_of(a), a.shape)) for a in arrays]
+    attributes = {"kernel_size": (3, 3), "padding": padding, "weight_layout": layout}
+    return made(Conv2dWeightGrad(*values, **attributes, winograd=True)), arrays
+
+
+@pytest.mark.parametrize("layout", ["HWIO", "OIHW"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("case", [*WINDOWS, ((9, 16, 15, 20, 24), ((1, 1), (1, 1)))], ids=str)
+def test_winograd_of_weights(case: Any, dtype: type, layout: str) -> None:
+    op, arrays = summed_windows(case, dtype, layout)
+    (want,) = op.ref(*(a.astype(np.float64) for a in arrays))
+    kc, t = cpu.KERNELS[op.name](op), op.result.type
+    assert "winograd" in kc.kernel
+    found = [launch(kc, arrays, [t], isa)[0] for isa in ISAS]
+    bound = 64 * np.finfo(dtype).eps * np.abs(want).max(initial=1)
+    np.testing.assert_allclose(found[0], want, rtol=0, atol=bound)
+    for isa, other in zip(ISAS, found, strict=True):
+        assert found[0].tobytes() == other.tobytes(), f"{isa} differs from {ISAS[0]}"
+    out, _ = guarded(t.shape, t.dtype.numpy)
+    cuts = {"row_cuts": [kc.rows // 2], "col_cuts": [16] if kc.cols > 16 else []}
+    call(kc.kernel, ISAS[0], [*arrays, out], kc.dims, kc.rows, kc.cols, scratch=kc.scratch, **cuts)
+    assert out.tobytes() == found[0].tobytes()
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -228,6 +260,8 @@ def test_every_kernel_named_is_built_and_every_kernel_built_is_listed() -> None:
         shown = [s for s in OPS[name].samples() if has_kernel(name, s)]
         nodes = [node(OPS[name], sample) for sample in shown]
         nodes += [windows(WINDOWS[0], np.float32, False)[1]] if name == "conv2d" else []
+        if name == "conv2d_weight_grad":
+            nodes.append(summed_windows(WINDOWS[0], np.float32, "OIHW")[0])
         for op in nodes:
             kc = entry(op)
             named.add(kc.kernel)

@@ -160,6 +160,20 @@ def test_square_windows_of_many_channels_become_winograd(layout: str) -> None:
         assert [op.winograd for op in strict.nodes if op.name == "pack_conv2d"] == [False]
 
 
+def test_the_gradient_of_such_windows_too() -> None:
+    def grad(x: Any, dy: Any) -> Any:
+        return x.conv2d_weight_grad(
+            dy, kernel_size=(3, 3), padding=((1, 1), (1, 1)), weight_layout="OIHW"
+        )
+
+    graph = graph_of(grad, "f32[B,16,16,64]", "f32[B,16,16,64]")
+    assert pack(graph, CPU).nodes[-1].winograd
+    assert pack(graph, replace(CPU, numerics="strict")) is graph
+    assert_agree(graph, pack(graph, CPU), B=2)
+    few = graph_of(grad, "f32[1,6,6,64]", "f32[1,6,6,64]")
+    assert pack(few, CPU) is few
+
+
 @pytest.mark.parametrize(
     ("x", "w", "kw"),
     [

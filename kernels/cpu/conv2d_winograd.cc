@@ -20,88 +20,31 @@
 // Transforms add in a fixed order and never multiply, and a product is one chain over C: all ISA
 // levels and all splits of the range agree bit for bit. An inf or nan reaches all four outputs of a
 // patch. Patches go in blocks, through 16 products of matrices that share B's panels.
-#include "conv.h"
+#include "winograd.h"
 
 namespace NIR_NS {
 namespace {
 
 constexpr int kSquareRows = 6;  // as in conv2d.cc: rows of the tile that is four vectors wide
-constexpr int kPoints = 16;
 // Patches of a block: transformed, they and their products take up to 4 MB of f32.
 constexpr int64_t kPatches = 128, kFewPatches = 32, kBlockChannels = 65536;
 
 template <class T>
-NIR_INLINE Vec<T> load_some(const T *p, int n) {
-  return n == kLanes<T> ? load(p) : load_first(p, n);
-}
-template <class T>
-NIR_INLINE void store_some(T *p, Vec<T> v, int n) {
-  n == kLanes<T> ? store(p, v) : store_first(p, v, n);
-}
-
-template <class T>
 struct Winograd {
-  ConvDims d;
+  Patches at;
   const T *x, *u;
   T *y;
   int64_t r0, r1, c0, c1;
-  int64_t patch_rows = 0, patch_cols = 0;  // of one image
   int64_t patches = 0;                     // of a block
   int64_t v_point = 0, m_point = 0;        // elements from one of the 16 matrices to the next
   T *zeros = nullptr, *v = nullptr, *m = nullptr;
 };
 
-// Where patch t begins: its image, its first output line and column.
-struct Patch {
-  int64_t image, oh, ow;
-};
-template <class T>
-NIR_INLINE Patch patch_of(const Winograd<T> &g, int64_t t) {
-  const int64_t row = t / g.patch_cols;
-  return {row / g.patch_rows, row % g.patch_rows * 2, t % g.patch_cols * 2};
-}
-
-// v[point][p][c] = B' d B of patches [t, t + count).
-template <class T>
-void read_patches(const Winograd<T> &g, int64_t t, int64_t count) {
-  constexpr int W = kLanes<T>;
-  const ConvDims &d = g.d;
-  for (int64_t p = 0; p < count; ++p) {
-    const Patch at = patch_of(g, t + p);
-    const T *source[4][4];
-    for (int i = 0; i < 4; ++i)
-      for (int j = 0; j < 4; ++j) {
-        const int64_t h = at.oh - d.pad_h + i, w = at.ow - d.pad_w + j;
-        const bool inside = h >= 0 && h < d.H && w >= 0 && w < d.W;
-        source[i][j] = inside ? g.x + ((at.image * d.H + h) * d.W + w) * d.C : g.zeros;
-      }
-    T *to = g.v + p * d.C;
-    for (int64_t c = 0; c < d.C; c += W) {
-      const int n = static_cast<int>(min64(W, d.C - c));
-      Vec<T> s[4][4];
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        const Vec<T> d0 = load_some(source[0][j] + c, n), d1 = load_some(source[1][j] + c, n),
-                     d2 = load_some(source[2][j] + c, n), d3 = load_some(source[3][j] + c, n);
-        s[0][j] = d0 - d2, s[1][j] = d1 + d2, s[2][j] = d2 - d1, s[3][j] = d1 - d3;
-      }
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        T *out = to + i * 4 * g.v_point + c;
-        store_some(out, s[i][0] - s[i][2], n);
-        store_some(out + g.v_point, s[i][1] + s[i][2], n);
-        store_some(out + 2 * g.v_point, s[i][2] - s[i][1], n);
-        store_some(out + 3 * g.v_point, s[i][1] - s[i][3], n);
-      }
-    }
-  }
-}
-
 // m[point] = v[point] u[point]: panels of u stay near for all patches of the block.
 template <class T>
 void multiply(const Winograd<T> &g, int64_t count) {
   constexpr int64_t W = kLanes<T>;
-  const int64_t C = g.d.C, panels = ceil_div(g.d.O, kPanel), columns = g.c1 - g.c0;
+  const int64_t C = g.at.d.C, panels = ceil_div(g.at.d.O, kPanel), columns = g.c1 - g.c0;
   const bool square = kMaxRows > kSquareRows && columns >= 4 * W;
   const int64_t most = square ? kSquareRows : kMaxRows, sliver = square ? 4 * W : max64(2 * W, kPanel);
   const int64_t tiles = ceil_div(count, most);
@@ -133,10 +76,10 @@ void multiply(const Winograd<T> &g, int64_t count) {
 template <class T>
 void write_patches(const Winograd<T> &g, int64_t t, int64_t count) {
   constexpr int W = kLanes<T>;
-  const ConvDims &d = g.d;
+  const ConvDims &d = g.at.d;
   const int64_t columns = g.c1 - g.c0;
   for (int64_t p = 0; p < count; ++p) {
-    const Patch at = patch_of(g, t + p);
+    const Patch at = g.at[t + p];
     T *to[2][2];
     for (int i = 0; i < 2; ++i)
       for (int j = 0; j < 2; ++j) {
@@ -169,11 +112,11 @@ template <class T>
 int32_t finish_patches(nir_ctx *ctx, const Winograd<T> &g, int64_t t, int64_t count) {
   if (!ctx->epilogue) return NIR_OK;
   for (int64_t end = t + count; t < end;) {
-    const Patch at = patch_of(g, t);
-    const int64_t next = min64(end, (t / g.patch_cols + 1) * g.patch_cols);
-    const int64_t ow = min64(g.d.OW, at.ow + 2 * (next - t));
-    for (int64_t oh = at.oh; oh < min64(at.oh + 2, g.d.OH); ++oh) {
-      const int64_t line = (at.image * g.d.OH + oh) * g.d.OW;
+    const Patch at = g.at[t];
+    const int64_t next = min64(end, (t / g.at.cols + 1) * g.at.cols);
+    const int64_t ow = min64(g.at.d.OW, at.ow + 2 * (next - t));
+    for (int64_t oh = at.oh; oh < min64(at.oh + 2, g.at.d.OH); ++oh) {
+      const int64_t line = (at.image * g.at.d.OH + oh) * g.at.d.OW;
       const int64_t begin = max64(g.r0, line + at.ow), stop = min64(g.r1, line + ow);
       if (begin < stop)
         if (int32_t status = finish(ctx, begin, stop, g.c0, g.c1)) return status;
@@ -187,10 +130,9 @@ template <class T>
 int32_t conv2d_winograd(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t r0,
                         int64_t r1, int64_t c0, int64_t c1) {
   if (r0 >= r1 || c0 >= c1) return NIR_OK;
-  Winograd<T> g{ConvDims(dims), at<const T>(ptrs, 0), at<const T>(ptrs, 1), at<T>(ptrs, 2),
+  Winograd<T> g{Patches(dims), at<const T>(ptrs, 0), at<const T>(ptrs, 1), at<T>(ptrs, 2),
                 r0, r1, c0, c1};
-  const ConvDims &d = g.d;
-  g.patch_rows = ceil_div(d.OH, 2), g.patch_cols = ceil_div(d.OW, 2);
+  const ConvDims &d = g.at.d;
   g.patches = max64(kFewPatches, min64(kPatches, kBlockChannels / (d.C + d.O)));
   // A cache line more than the matrix: 16 streams that begin in one set of L1 would evict each other.
   g.v_point = g.patches * d.C + kPanel, g.m_point = g.patches * (c1 - c0) + kPanel;
@@ -199,13 +141,13 @@ int32_t conv2d_winograd(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, in
   g.v = s.take<T>(kPoints * g.v_point), g.m = s.take<T>(kPoints * g.m_point);
   zero_run(g.zeros, d.C);
   const auto patch_row = [&](int64_t line) {
-    return line / d.OH * g.patch_rows + line % d.OH / 2;
+    return line / d.OH * g.at.rows + line % d.OH / 2;
   };
-  const int64_t first = patch_row(r0 / d.OW) * g.patch_cols,
-                last = (patch_row((r1 - 1) / d.OW) + 1) * g.patch_cols;
+  const int64_t first = patch_row(r0 / d.OW) * g.at.cols,
+                last = (patch_row((r1 - 1) / d.OW) + 1) * g.at.cols;
   for (int64_t t = first; t < last; t += g.patches) {
     const int64_t count = min64(g.patches, last - t);
-    read_patches(g, t, count);
+    read_patches<T, false>(g.at, g.x, g.zeros, t, count, 0, g.v, g.v_point);
     multiply(g, count);
     write_patches(g, t, count);
     if (int32_t status = finish_patches(ctx, g, t, count)) return status;

@@ -26,6 +26,7 @@
   NIR_FLOATS(X, conv2d)                       \
   NIR_FLOATS(X, conv2d_planar)                \
   NIR_FLOATS(X, conv2d_winograd)              \
+  NIR_FLOATS(X, conv2d_winograd_weight_grad)  \
   NIR_FLOATS(X, pack_winograd)                \
   NIR_FLOATS(X, conv2d_input_grad)            \
   NIR_FLOATS(X, conv2d_weight_grad)           \

@@ -425,7 +425,8 @@ class Conv2dWeightGrad(_Conv):
 
     dw[i, j, c, o] is the sum over images and positions of x at that tap times dy.
 
-    x: (N, H, W, ci), dy: (N, OH, OW, co) -> (kh, kw, ci / groups, co), or OIHW.
+    x: (N, H, W, ci), dy: (N, OH, OW, co) -> (kh, kw, ci / groups, co), or OIHW. ``winograd`` says
+    by which algorithm a kernel computes it; the reference computes the definition.
     """
 
     x: Value
@@ -437,6 +438,7 @@ class Conv2dWeightGrad(_Conv):
     groups: int = 1
     weight_layout: str = "HWIO"
     x_layout: str = "NHWC"
+    winograd: bool = False
     kind = "contraction"
 
     def infer(self) -> tuple[TensorType, ...]:

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from nir.ir.dim import Shape
 from nir.ir.program import Target
-from nir.ops import Conv2d, Conv2dInputGrad
+from nir.ops import Conv2d, Conv2dInputGrad, Conv2dWeightGrad
 
-_WINOGRAD_MARGIN = 1.2
+Convolution = Conv2d | Conv2dInputGrad | Conv2dWeightGrad
+
+_WINOGRAD_MARGIN, _SUM_MARGIN = 1.2, 1.5  # the latter of the gradients of weights
 UNKNOWN_BATCH = 32  # what a symbolic number of images counts as
 
 
@@ -38,30 +41,39 @@ def algorithm(op: Any, target: Target) -> str:
 
 def algorithms(op: Any, target: Target) -> tuple[str, ...]:
     """The algorithms that can compute a convolution."""
+    back = isinstance(op, Conv2dWeightGrad)
     if op.weight_layout not in ("HWIO", "OIHW") or getattr(op, "x_layout", "NHWC") != "NHWC":
         return ("direct",)
-    w = op.w.type.shape
+    w = op.result.type.shape if back else op.w.type.shape
     kernel = w[:2] if op.weight_layout == "HWIO" else w[2:]
     if (op.stride, op.dilation, op.groups) != ((1, 1), (1, 1), 1):
         return ("direct",)
     if kernel == (1, 1) and op.padding == ((0, 0), (0, 0)):
-        return ("direct", "product")
-    x = op.operands[0].type.shape
-    static = all(isinstance(n, int) for n in (*x[1:], *op.result.type.shape[1:]))
+        return ("direct",) if back else ("direct", "product")
+    x, y = _images(op)
+    static = all(isinstance(n, int) for n in (*x[1:], *y[1:]))
     if kernel == (3, 3) and static and max(map(max, op.padding)) <= 2:
         return ("direct", "winograd") if target.numerics == "fast" else ("direct",)
     return ("direct",)
 
 
-def winograd_wins(op: Conv2d | Conv2dInputGrad) -> bool:
+def _images(op: Convolution) -> tuple[Shape, Shape]:
+    """The shapes of the image that is read through the window, and of the other one."""
+    out = op.dy if isinstance(op, Conv2dWeightGrad) else op.result
+    return op.operands[0].type.shape, out.type.shape
+
+
+def winograd_wins(op: Convolution) -> bool:
     """Whether four products in place of nine pay for the transforms, by a fit to measured layers.
 
     In flops for each pair of channels. The definition takes two for each pixel and tap inside the
     image; a patch takes 32 for its products and, for each channel, 192 for a transform; 576 stand
-    for the transformed weights, which are read once.
+    for the transformed weights, which are read once. For the gradient of a weight it is the same,
+    with a larger margin: each thread transforms all of x.
     """
-    batch, *image, channels = (_size(n) for n in op.operands[0].type.shape)
-    _, out_h, out_w, columns = (_size(n) for n in op.result.type.shape)
+    x, y = _images(op)
+    batch, *image, channels = map(_size, x)
+    _, out_h, out_w, columns = map(_size, y)
     # The gradient of an image is padded by what a window exceeds the padding.
     before = [2 - p if isinstance(op, Conv2dInputGrad) else p for p, _ in op.padding]
     taps = [
@@ -71,7 +83,8 @@ def winograd_wins(op: Conv2d | Conv2dInputGrad) -> bool:
     patches = batch * -(-out_h // 2) * -(-out_w // 2)
     direct = 2 * batch * taps[0] * taps[1]
     transforms = 192 * (channels + columns) / max(channels * columns, 1)
-    return direct > _WINOGRAD_MARGIN * (patches * (32 + transforms) + 576)
+    margin = _SUM_MARGIN if isinstance(op, Conv2dWeightGrad) else _WINOGRAD_MARGIN
+    return direct > margin * (patches * (32 + transforms) + 576)
 
 
 def _size(n: Any) -> int:

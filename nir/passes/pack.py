@@ -53,6 +53,8 @@ def pack(graph: Graph, target: Target) -> Graph:
     rules = {cls: found for cls, found in RULES.items() if _NEEDS[cls].name in target.kernels}
     winograd = functools.partial(pack_winograd, target)
     rules |= {cls: (winograd, *found) for cls, found in rules.items() if cls in _WINDOWS}
+    if Conv2dWeightGrad in rules:
+        rules[Conv2dWeightGrad] = (*rules[Conv2dWeightGrad], functools.partial(sum_patches, target))
     inside = rules | {cls: (pack_shared,) for cls in (Matmul,) if cls in rules}
     return rewrite(in_regions(graph, lambda g: rewrite(g, inside)), rules)
 
@@ -97,6 +99,13 @@ def pack_conv2d(ctx: Context, op: Any) -> Sequence[Value] | None:
         PackConv2d(op.w, op.weight_layout, op.groups, isinstance(op, Conv2dInputGrad), planar)
     )
     return [ctx.emit(replace(op, w=packed, weight_layout="packed", kernel_size=(kh, kw)))]
+
+
+def sum_patches(target: Target, ctx: Context, op: Any) -> Sequence[Value] | None:
+    """The gradient of a weight by Winograd's algorithm."""
+    if op.winograd or algorithm(op, target) != "winograd":
+        return None
+    return [ctx.emit(replace(op, winograd=True))]
 
 
 def depthwise_channels_last(ctx: Context, op: Any) -> Sequence[Value] | None:

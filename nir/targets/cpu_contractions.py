@@ -32,6 +32,9 @@ GRAD_TILE_ROWS = 8
 WINOGRAD_PATCHES = 128
 WINOGRAD_FEW = 32
 WINOGRAD_CHANNELS = 65536
+SUM_MOST = 256
+SUM_LEAST = 64
+SUM_ELEMENTS = 65536
 _LINE = 64
 
 _NUMBERS = ("f32", "f64", "i32", "i64")
@@ -290,6 +293,20 @@ def conv2d_weight_grad(op: Conv2dWeightGrad) -> KernelCall | None:
     taps = kh * kw
     strides = weight_strides(op.weight_layout, kh, kw, ci, co)
     dims = _window(op, x_shape, dy.shape, (kh, kw))
+    if op.winograd:
+        patches = max(SUM_LEAST, min(SUM_MOST, SUM_ELEMENTS // max(ci, 1)))
+        step = ROW_STEP * ceildiv(ci, ROW_STEP) + PANEL * ceildiv(co, PANEL)
+        points = 16 * (patches * step + ci * co + 3 * PANEL)
+        return KernelCall(
+            f"nir_conv2d_winograd_weight_grad_{dtype}",
+            (*dims, *strides),
+            rows=ci,
+            cols=co,
+            row_grain=max(1, ci),
+            col_grain=2 * PANEL,
+            scratch=(points + max(ci, co)) * size + 5 * _LINE,
+            work=_quarter(prod(dy.shape) * (4 * ci)),
+        )
     depthwise = ci == 1 and co == op.groups and not planar
     joined = op.groups == op.dilation[1] == 1 and (planar or ci < FEW_CHANNELS)
     edges = BLOCK_K * kw * (1 if planar else ci) if joined else 0
