@@ -14,7 +14,7 @@ from kernel_harness import ISAS, LIB, call, guarded
 from nir.frozen import replace
 from nir.ir.dim import symbol, value
 from nir.ir.op import OPS, Op, Sample, Value, construct
-from nir.ir.types import TensorType, dtype
+from nir.ir.types import TensorType, dtype, f32
 from nir.ops import Conv2d, Conv2dInputGrad, Conv2dWeightGrad, Matmul, Pack, PackConv2d, Transpose
 from nir.targets import cpu
 from nir.targets.kernel_call import KernelCall
