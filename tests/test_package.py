@@ -10,6 +10,7 @@ import sys
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -351,3 +352,11 @@ def test_a_compiled_model_is_the_same_from_its_package(tmp_path: Path) -> None:
     loaded = load(path)
     assert loaded.graph is not None and "matmul" in loaded.text
     assert all(locs for _, locs in loaded.sites)
+
+
+@pytest.mark.parametrize("use", [lambda c, p: c.save(p), lambda c, _: c.peak_bytes])
+def test_the_interpreter_has_no_program_to_save_or_measure(use: Any, tmp_path: Path) -> None:
+    compiled = nir.compile(lambda x: x + 1, "f32[2]", target="interp")
+    with pytest.raises(UnsupportedError, match=r'compiles no program; compile for target "cpu"'):
+        use(compiled, tmp_path / "never.nirp")
+    assert not list(tmp_path.iterdir())

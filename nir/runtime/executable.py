@@ -284,6 +284,19 @@ class InterpExecutable:
         outputs = self.run([as_storage(x) for x in inputs])
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
+    def __getattr__(self, name: str) -> Any:
+        if name not in _COMPILED_ONLY:
+            raise AttributeError(f"InterpExecutable has no attribute {name!r}")
+        raise UnsupportedError(
+            f"{name}: the reference interpreter runs the graph itself and compiles no program; "
+            'compile for target "cpu"',
+            caller(),
+        )
+
+
+# What only a compiled program has.
+_COMPILED_ONLY = frozenset({"save", "profile", "peak_bytes", "codes", "needs", "sites"})
+
 
 def constant_storage(data: bytes) -> Storage:
     """``data`` in aligned memory."""
