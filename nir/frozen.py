@@ -77,8 +77,7 @@ class _FrozenType(type):
             made.type = annotation
             fields[n] = made
         own_kept = [f"_{n}" for n, member in namespace.items() if isinstance(member, kept)]
-        slots = (*namespace.get("__slots__", ()), *new, *own_kept)
-        namespace |= {"__slots__": slots, "frozen_fields": fields}
+        namespace |= {"__slots__": (*new, *own_kept), "frozen_fields": fields}
         if own:
             namespace["_values"] = attrgetter(*fields)
             namespace["__match_args__"] = tuple(n for n, f in fields.items() if not f.kw_only)

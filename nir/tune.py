@@ -23,6 +23,7 @@ from nir.errors import NirError
 from nir.frozen import replace
 from nir.ir.dim import symbols, value
 from nir.ir.graph import Builder, Graph
+from nir.ir.location import caller
 from nir.ir.op import Op
 from nir.ir.program import Target
 from nir.ops import Constant, Conv2d, Conv2dInputGrad
@@ -45,7 +46,7 @@ def tuned(graph: Graph, target: str | Target, seconds: float) -> Target:
     end = time.perf_counter() + seconds
     machine = resolve_target(target)
     if seconds < 0:
-        raise NirError(f"tune: expected seconds >= 0, got {seconds}")
+        raise NirError(f"tune: expected seconds >= 0, got {seconds}", caller())
     if machine.name != "cpu" or not seconds:
         return machine
     places = _places(graph, machine)

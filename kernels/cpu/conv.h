@@ -3,9 +3,9 @@
 //   dims  0 N  1 H  2 W  3 C  4 OH  5 OW  6 O  7 KH  8 KW  9 stride_h  10 stride_w
 //         11 pad_top  12 pad_left  13 dilation_h  14 dilation_w  15 groups
 //
-// Images are NHWC, weights HWIO = [KH, KW, C / groups, O]. conv2d and conv2d_weight_grad also read
-// an image in NCHW, of one group, plane by plane: the chain then runs over (C, KH, KW). Padding at the bottom and right is what
-// OH and OW imply.
+// Images are NHWC, weights HWIO = [KH, KW, C / groups, O]. conv2d_planar reads an image in NCHW, of
+// one group, plane by plane, and conv2d_weight_grad may: the chain then runs over (C, KH, KW).
+// Padding at the bottom and right is what OH and OW imply.
 #ifndef NIR_CONV_H
 #define NIR_CONV_H
 

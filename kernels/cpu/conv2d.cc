@@ -24,7 +24,6 @@ namespace {
 constexpr int kFewRows = 8 * kMaxRows, kBatchRows = 512;
 // Of a chain of one block, whose epilogue is next: what it reads is still near.
 constexpr int kOneBlockRows = 128;
-constexpr int kSquareRows = 6;    // of the tile that is as wide as four vectors
 constexpr int kMaxPieces = 32;    // pieces in one block of the chain
 constexpr int64_t kPointers = 3584;   // of the tiles of a batch in one block
 constexpr int64_t kClassTaps = 8;     // of an axis, in the mask of a class
@@ -92,23 +91,12 @@ struct Gather {
   bool joins;                                      // few channels: pieces may span taps
   bool sorts;                                      // tiles have pixels of one class
   int64_t row_steps, batch_rows;
-  int64_t tile_rows, sliver;  // of the largest tile; columns that tiles do before the next ones
+  Largest tile;
 };
-
-// Pixels of many channels lie 4 KB apart, or near it, where all of a tile's rows share a set of L1:
-// a tile of six rows fits its eight ways, and its pointers the registers. It needs the columns to
-// keep the chains as many.
-template <class T>
-void choose_tile(Gather<T> &g) {
-  constexpr int64_t W = kLanes<T>;
-  const int64_t columns = g.dest_channels / g.groups;
-  g.tile_rows = kMaxRows, g.sliver = max64(2 * W, kPanel);
-  if (kMaxRows > kSquareRows && columns >= 4 * W) g.tile_rows = kSquareRows, g.sliver = 4 * W;
-}
 
 template <class T>
 void take_scratch(Gather<T> &g, nir_ctx *ctx) {
-  choose_tile(g);
+  g.tile = largest_tile<T>(g.dest_channels / g.groups);
   Scratch s{static_cast<char *>(ctx->scratch)};
   const int64_t channels = g.source_channels / g.groups, taps = g.KH * g.KW;
   g.joins = channels < kFewChannels;
@@ -244,7 +232,7 @@ int64_t cut_tiles(const Gather<T> &g, int64_t count) {
   int32_t start = 0;
   for (int c = 0; c < classes; ++c) {
     Class &k = g.classes[c];
-    const int64_t tiles = ceil_div(k.count, g.tile_rows);
+    const int64_t tiles = ceil_div(k.count, g.tile.rows);
     for (int64_t i = 0; i < tiles; ++i) {
       int64_t m;
       int rows;
@@ -294,7 +282,7 @@ void point(const Gather<T> &g, const Block &block, int64_t group, Rows *tile_lis
 template <class T>
 int32_t run_batch(nir_ctx *ctx, const Gather<T> &g, int64_t count, int64_t group, int64_t c0,
                   int64_t c1, bool epilogue) {
-  const int64_t sliver = g.sliver;
+  const int64_t sliver = g.tile.columns;
   const int64_t channels = g.source_channels / g.groups, columns = g.dest_channels / g.groups;
   const int64_t K = g.KH * g.KW * channels, first_row = g.pixels[0].row;
   const T *weights = g.weights + group * ceil_div(columns, kPanel) * K * kPanel;

@@ -45,15 +45,6 @@ struct Rows {
   const T **source, **weights;
 };
 
-template <class T>
-NIR_INLINE Vec<T> load_some(const T *p, int n) {
-  return n == kLanes<T> ? load(p) : load_first(p, n);
-}
-template <class T>
-NIR_INLINE void store_some(T *p, Vec<T> v, int n) {
-  n == kLanes<T> ? store(p, v) : store_first(p, v, n);
-}
-
 // Positions [u, u + n) of a class, channels c to c + m: for each the chain over all its taps. Where
 // `checked`, taps outside the source are left out.
 template <class T, int n, bool checked>

@@ -25,7 +25,6 @@
 namespace NIR_NS {
 namespace {
 
-constexpr int kSquareRows = 6;  // as in conv2d.cc: rows of the tile that is four vectors wide
 // Patches of a block: transformed, they and their products take up to 4 MB of f32.
 constexpr int64_t kPatches = 128, kFewPatches = 32, kBlockChannels = 65536;
 
@@ -43,11 +42,9 @@ struct Winograd {
 // m[point] = v[point] u[point]: panels of u stay near for all patches of the block.
 template <class T>
 void multiply(const Winograd<T> &g, int64_t count) {
-  constexpr int64_t W = kLanes<T>;
   const int64_t C = g.at.d.C, panels = ceil_div(g.at.d.O, kPanel), columns = g.c1 - g.c0;
-  const bool square = kMaxRows > kSquareRows && columns >= 4 * W;
-  const int64_t most = square ? kSquareRows : kMaxRows, sliver = square ? 4 * W : max64(2 * W, kPanel);
-  const int64_t tiles = ceil_div(count, most);
+  const Largest largest = largest_tile<T>(columns);
+  const int64_t sliver = largest.columns, tiles = ceil_div(count, largest.rows);
   const int32_t length = static_cast<int32_t>(C);
   const int64_t offset = 0;
   for (int point = 0; point < kPoints; ++point) {

@@ -144,6 +144,20 @@ constexpr int widest(int rows) {
 #endif
 }
 
+// The largest tile of rows that are read where they lie, and the columns that all tiles do before
+// the next ones. Rows of many channels lie 4 KB apart, or near it, where all of a tile share a set
+// of L1: six fit its eight ways, and their pointers the registers. That needs the columns to keep
+// the chains as many.
+struct Largest {
+  int64_t rows, columns;
+};
+template <class T>
+constexpr Largest largest_tile(int64_t columns) {
+  constexpr int64_t kFewRows = 6, W = kLanes<T>, kNarrow = 2 * W > kPanel ? 2 * W : kPanel;
+  if (kMaxRows > kFewRows && columns >= 4 * W) return {kFewRows, 4 * W};
+  return {kMaxRows, kNarrow};
+}
+
 template <class T>
 using TileFn = void (*)(const Tile<T> &);
 

@@ -108,6 +108,16 @@ NIR_INLINE void store_first(T *p, Vec<T> v, int n) {
   memcpy(p, &v, static_cast<size_t>(n) * sizeof(T));
 }
 
+// Up to a whole vector, for loops whose last one is shorter.
+template <class T>
+NIR_INLINE Vec<T> load_some(const T *p, int n) {
+  return n == kLanes<T> ? load(p) : load_first(p, n);
+}
+template <class T>
+NIR_INLINE void store_some(T *p, Vec<T> v, int n) {
+  n == kLanes<T> ? store(p, v) : store_first(p, v, n);
+}
+
 // a * b + c with one rounding, on every ISA level.
 NIR_INLINE double fma1(double a, double b, double c) { return __builtin_fma(a, b, c); }
 NIR_INLINE float fma1(float a, float b, float c) {

@@ -8,15 +8,6 @@ namespace NIR_NS {
 
 constexpr int kPoints = 16;  // products for the four outputs of a patch
 
-template <class T>
-NIR_INLINE Vec<T> load_some(const T *p, int n) {
-  return n == kLanes<T> ? load(p) : load_first(p, n);
-}
-template <class T>
-NIR_INLINE void store_some(T *p, Vec<T> v, int n) {
-  n == kLanes<T> ? store(p, v) : store_first(p, v, n);
-}
-
 // Where a patch begins: its image, its first output line and column.
 struct Patch {
   int64_t image, oh, ow;

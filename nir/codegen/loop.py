@@ -16,12 +16,11 @@ accumulators and one tree to join them on every ISA level, so they agree bit for
 from __future__ import annotations
 
 from collections.abc import Hashable
-from functools import cached_property
 from typing import Literal
 
 from nir.codegen.nodes import Affine, Node
 from nir.errors import CodegenError
-from nir.frozen import Frozen
+from nir.frozen import Frozen, kept
 from nir.ir.dim import Dim, Poly, Shape, prod
 
 LANES = 16
@@ -75,8 +74,6 @@ class LoopKernel(Frozen):
     that no cache will hold: where they are aligned and nothing reads them, stores pass by it.
     """
 
-    __slots__ = ("__dict__",)  # for what is worked out once
-
     form: str
     nodes: tuple[Node, ...]
     buffers: tuple[LoopBuffer, ...]
@@ -116,7 +113,7 @@ class LoopKernel(Frozen):
         found = [b.index for b in self.buffers if b.kind == "accumulator"]
         return found[0] if found else None
 
-    @cached_property
+    @kept
     def text_key(self) -> Hashable:
         """What the printed text depends on: equal keys print equally, whatever the sizes are."""
         # The number of rows is an argument, unless chunks lie above them; so is a flat width.
@@ -151,7 +148,7 @@ class LoopKernel(Frozen):
         r, n, o = len(self.row_sizes), len(self.lead_sizes), len(self.outer_sizes)
         return {ROW: range(r), LEAD: range(r, r + n), OUTER: range(r + n, r + n + o)}[level]
 
-    @cached_property
+    @kept
     def level(self) -> tuple[int, ...]:
         """For each node, the loops that it varies with."""
         out: list[int] = []
@@ -180,7 +177,7 @@ class LoopKernel(Frozen):
                 found |= next(bit for bit in (ROW, LEAD, OUTER) if a in self.axes(bit))
         return found
 
-    @cached_property
+    @kept
     def ready(self) -> tuple[int, ...]:
         """For each node the stage in which it can be computed: one later than what it reduces."""
         out: list[int] = []
@@ -189,12 +186,12 @@ class LoopKernel(Frozen):
             out.append(when + (node.op == "reduce"))
         return tuple(out)
 
-    @cached_property
+    @kept
     def after_reduce(self) -> frozenset[int]:
         """Nodes that depend on a reduction."""
         return frozenset(n for n, when in enumerate(self.ready) if when)
 
-    @cached_property
+    @kept
     def needs_splat(self) -> frozenset[int]:
         """Nodes of one value for all lanes that something on lanes reads."""
         found: set[int] = set()
@@ -205,13 +202,13 @@ class LoopKernel(Frozen):
         found.update(n for n in whole if not self.level[n] & INNER)
         return frozenset(found)
 
-    @cached_property
+    @kept
     def in_registers(self) -> bool:
         """A row is so short that its values stay in registers from stage to stage."""
         short = isinstance(self.width, int) and self.width <= LANES * min(8, 2 * self.unroll)
         return short and not self.outer_sizes and not self.col_grain
 
-    @cached_property
+    @kept
     def stages(self) -> tuple[Stage, ...]:
         """The passes over the columns of a row (forms of the shape "rows")."""
         if self.form == "column":
@@ -279,7 +276,7 @@ class LoopKernel(Frozen):
             stack.extend(new)
         return total >= _DEAR
 
-    @cached_property
+    @kept
     def scratch_slots(self) -> int:
         if self.form == "column":
             return 0

@@ -103,7 +103,7 @@ def compiled(
     graph: Graph, target: str | Target | None = None, memory: int | None = None
 ) -> Compiled:
     """The program of ``graph``, compiled once for each structure."""
-    target = _programs.target if target is None else target
+    target = chosen_target(target, None)
     key = (graph.key, _key_of(target), memory)
     with _programs.lock:
         found = _programs.entries.get(key)

@@ -11,7 +11,6 @@ reduction lies in a `Fused` region.
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
@@ -302,7 +301,7 @@ class _Fusion:
                 return None
             # A full reduction over leading axes takes the vector arithmetic after it along.
             if c.form == "map" and c.space == own.reduced:
-                return dataclasses.replace(own, members=[])
+                return own
             same = c.form == "column" and c.chunk is None
             return c if same and c.space == own.space and c.level == own.level else None
         if c.form == "row":

@@ -211,16 +211,12 @@ def _convolution(op: Any, image: Any, input_grad: bool) -> KernelCall | None:
     dims = _window(op, x, y, (kh, kw))
     kernel = "conv2d_depthwise" if depthwise else "conv2d_planar" if planar else "conv2d"
     rows = prod(out.shape[:3])
-    # Weights larger than the image they meet are read once by all threads together: columns split.
-    row_grain = 8
-    if isinstance(rows, int) and op.groups == 1 and out.shape[3] >= 8 * PANEL:
-        row_grain = max(1, rows) if taps * ci * co > prod(t.shape) else 8
     call = KernelCall(
         f"nir_{kernel}{'_input_grad' if input_grad else ''}_{dtype}",
         dims,
         rows=rows,
         cols=out.shape[3],
-        row_grain=row_grain,
+        row_grain=_pixel_grain(out.shape, t.shape, taps * ci * co, 8) if op.groups == 1 else 8,
         col_grain=2 * PANEL if op.groups == 1 else 0,
         scratch=(
             _ring_scratch(op, (kh, kw), ci, out.shape[2], size)
@@ -243,6 +239,14 @@ def _convolution(op: Any, image: Any, input_grad: bool) -> KernelCall | None:
     )
 
 
+def _pixel_grain(out: Shape, image: Shape, weights: int, otherwise: int) -> int:
+    """All rows where weights exceed the image: threads share columns, and read weights once."""
+    rows = prod(out[:3])
+    if isinstance(rows, int) and out[3] >= 8 * PANEL and weights > prod(image):
+        return max(1, rows)
+    return otherwise
+
+
 def _winograd(op: Any, image: Any, input_grad: bool) -> KernelCall:
     x, out = image.type, op.result.type
     channels, columns = x.shape[3], out.shape[3]
@@ -254,15 +258,13 @@ def _winograd(op: Any, image: Any, input_grad: bool) -> KernelCall:
     rows = prod(out.shape[:3])
     # A patch has two lines; of images with an odd number the next image begins a new one.
     lines = 2 if isinstance(h, int) and h % 2 == 0 else h
-    row_grain = lines * w if isinstance(lines * w, int) else 8
-    if isinstance(rows, int) and columns >= 8 * PANEL and 9 * channels * columns > prod(x.shape):
-        row_grain = max(1, rows)
+    patch_rows = lines * w if isinstance(lines * w, int) else 8
     return KernelCall(
         f"nir_conv2d_winograd_{x.dtype.name}",
         (*x.shape, *out.shape[1:], 3, 3, 1, 1, *pads, 1, 1, 1),
         rows=rows,
         cols=columns,
-        row_grain=row_grain,
+        row_grain=_pixel_grain(out.shape, x.shape, 9 * channels * columns, patch_rows),
         col_grain=2 * PANEL,
         scratch=(16 * (patches * (channels + columns) + 2 * PANEL) + channels) * x.dtype.itemsize
         + 3 * _LINE,
