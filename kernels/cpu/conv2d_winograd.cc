@@ -144,7 +144,7 @@ int32_t conv2d_winograd(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, in
                 last = (patch_row((r1 - 1) / d.OW) + 1) * g.at.cols;
   for (int64_t t = first; t < last; t += g.patches) {
     const int64_t count = min64(g.patches, last - t);
-    read_patches<T, false>(g.at, g.x, g.zeros, t, count, 0, g.v, g.v_point);
+    read_patches<T, false>(g.at, g.x, g.at.d.C, g.zeros, t, count, 0, g.v, g.v_point);
     multiply(g, count);
     write_patches(g, t, count);
     if (int32_t status = finish_patches(ctx, g, t, count)) return status;

@@ -7,7 +7,7 @@
 //                                rows  C; cols  O
 //     dims     conv.h, then  16 dw's tap stride  17 dw's input channel stride
 //              18 dw's output channel stride
-//     cols     split at multiples of 16
+//     rows     split at multiples of 16, cols too
 //     scratch  conv2d_winograd_weight_grad in nir/targets/cpu_contractions.py
 //
 // B is that of the forward transform, so x is read as there. The sum over patches is a product of
@@ -19,7 +19,7 @@ namespace NIR_NS {
 namespace {
 
 // Patches of a block: their transforms stay within some megabytes, and sums are rarely reread.
-constexpr int64_t kMostPatches = 256, kLeastPatches = 64, kBlockElements = 65536;
+constexpr int64_t kMostPatches = 128, kLeastPatches = 64, kBlockElements = 16384;
 // Channels of a tile: all of a packed step, or half where that is more than fits the registers.
 constexpr int kTileRows = kMaxRows < kRowStep ? kRowStep / 2 : kRowStep;
 
@@ -86,28 +86,29 @@ int32_t weight_grad(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_
   constexpr int W = kLanes<T>;
   const Patches patches(dims);
   const ConvDims &d = patches.d;
-  const int64_t columns = c1 - c0, C = d.C;
+  const int64_t channels = r1 - r0, columns = c1 - c0;
   const int64_t total = d.N * patches.rows * patches.cols;
-  const int64_t most = max64(kLeastPatches, min64(kMostPatches, kBlockElements / max64(C, 1)));
+  const int64_t most = max64(kLeastPatches, min64(kMostPatches, kBlockElements / max64(d.C, 1)));
   // A cache line more than the matrices: points that begin in one set of L1 evict each other.
-  const int64_t v_point = ceil_div(C, kRowStep) * kRowStep * most + kPanel,
+  const int64_t v_point = ceil_div(channels, kRowStep) * kRowStep * most + kPanel,
                 e_point = ceil_div(columns, kPanel) * kPanel * most + kPanel,
-                m_point = C * columns + kPanel;
+                m_point = channels * columns + kPanel;
   Scratch s{static_cast<char *>(ctx->scratch)};
-  T *zeros = s.take<T>(max64(C, columns)), *v = s.take<T>(kPoints * v_point),
+  T *zeros = s.take<T>(max64(channels, columns)), *v = s.take<T>(kPoints * v_point),
     *e = s.take<T>(kPoints * e_point), *m = s.take<T>(kPoints * m_point);
-  zero_run(zeros, max64(C, columns));
+  zero_run(zeros, max64(channels, columns));
   if (!total) zero_run(m, kPoints * m_point);
   for (int64_t t = 0; t < total; t += most) {
     const int64_t count = min64(most, total - t);
-    read_patches<T, true>(patches, at<const T>(ptrs, 0), zeros, t, count, most, v, v_point);
+    read_patches<T, true>(patches, at<const T>(ptrs, 0) + r0, channels, zeros, t, count, most, v,
+                          v_point);
     read_gradients(patches, at<const T>(ptrs, 1), zeros, t, count, most, c0, c1, e, e_point);
     const int32_t length = static_cast<int32_t>(count);
     const int64_t offset = 0, sliver = max64(2 * W, kPanel);
     for (int point = 0; point < kPoints; ++point)
       for (int64_t c = 0; c < columns; c += sliver)
-        for (int64_t r = r0 / kTileRows * kTileRows; r < r1; r += kTileRows) {
-          const int rows = static_cast<int>(min64(kTileRows, C - r));
+        for (int64_t r = 0; r < channels; r += kTileRows) {
+          const int rows = static_cast<int>(min64(kTileRows, channels - r));
           const T *a[1] = {v + point * v_point + r / kRowStep * kRowStep * most + r % kRowStep};
           T *out[kTileRows];
           Tile<T> tile{a, nullptr, kPanel, kPanel * most, 1, &length, &offset, out, 0, t > 0};
@@ -122,10 +123,10 @@ int32_t weight_grad(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_
   const int64_t s_tap = dims[16], s_c = dims[17], s_o = dims[18];
   for (int64_t c = 0; c < columns; c += W) {
     const int n = static_cast<int>(min64(W, columns - c));
-    for (int64_t r = r0; r < r1; ++r) {
+    for (int64_t r = 0; r < channels; ++r) {
       Vec<T> taps[9];
       taps_of_sums(m + r * columns + c, m_point, n, taps);
-      T *to = dw + r * s_c + (c0 + c) * s_o;
+      T *to = dw + (r0 + r) * s_c + (c0 + c) * s_o;
       if (s_o == 1) {
         for (int k = 0; k < 9; ++k) store_some(to + k * s_tap, taps[k], n);
         continue;

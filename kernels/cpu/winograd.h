@@ -25,13 +25,13 @@ struct Patches {
   }
 };
 
-// v[point] = B' d B of patches [t, t + count), channel c of patch p at
+// v[point] = B' d B of patches [t, t + count) and of `channels` from x on; channel c of patch p at
 //   kPanels   (c / kRowStep * count_max + p) * kRowStep + c % kRowStep, as rows of a packed A
-//   else      p * C + c
-// `zeros` has C zeros.
+//   else      p * channels + c
+// `zeros` has as many zeros.
 template <class T, bool kPanels>
-void read_patches(const Patches &patches, const T *x, const T *zeros, int64_t t, int64_t count,
-                  int64_t count_max, T *v, int64_t v_point) {
+void read_patches(const Patches &patches, const T *x, int64_t channels, const T *zeros, int64_t t,
+                  int64_t count, int64_t count_max, T *v, int64_t v_point) {
   constexpr int W = kLanes<T>;
   const ConvDims &d = patches.d;
   for (int64_t p = 0; p < count; ++p) {
@@ -43,10 +43,10 @@ void read_patches(const Patches &patches, const T *x, const T *zeros, int64_t t,
         const bool inside = h >= 0 && h < d.H && w >= 0 && w < d.W;
         source[i][j] = inside ? x + ((at.image * d.H + h) * d.W + w) * d.C : zeros;
       }
-    for (int64_t c = 0; c < d.C; c += W) {
-      const int n = static_cast<int>(min64(W, d.C - c));
+    for (int64_t c = 0; c < channels; c += W) {
+      const int n = static_cast<int>(min64(W, channels - c));
       T *to = v + (kPanels ? (c / kRowStep * count_max + p) * kRowStep + c % kRowStep
-                           : p * d.C + c);
+                           : p * channels + c);
       // A panel has room for whole vectors.
       const int m = kPanels ? W : n;
       Vec<T> s[4][4];

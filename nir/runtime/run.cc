@@ -27,14 +27,24 @@ struct Job {
   int64_t threads;
   Timeline *timeline;
   uint32_t number;  // of the call
-  // Units worth a claim: a short call is cut once for each thread.
-  int64_t least = (call->units - 1) / round_up(call->pieces, threads) + 1;
+  const bool crowded = ThreadPool::instance().crowded();
+  // What is left is cut into so many shares: a neighbour may stop a thread within any of them.
+  const int64_t shares = threads * (crowded ? 16 : 2);
+  const int64_t least = least_units();
   std::atomic<int64_t> next{0};
   // The failure with the lowest start, so that the message does not depend on timing.
   std::atomic_flag failing = ATOMIC_FLAG_INIT;
   int64_t failed_at = -1;
   int32_t status = 0;
   int64_t detail[2] = {0, 0};
+
+  // Units worth a claim: a short call is cut once for each thread, and so are a few units while
+  // nothing stops one of the threads.
+  int64_t least_units() const {
+    const int64_t pieces = round_up(call->pieces, threads);
+    const bool few = !crowded && call->units <= 2 * threads;
+    return (call->units - 1) / (few ? threads : pieces) + 1;
+  }
 
   void fail(int64_t at, int32_t code, const int64_t *why) {
     while (failing.test_and_set(std::memory_order_acquire)) {
@@ -79,7 +89,7 @@ struct Job {
     const int64_t start = timeline ? now_ns() : 0;
     while (from < call->units) {
       const int64_t left = call->units - from;
-      const int64_t take = std::min(left, std::max(least, left / (2 * threads)));
+      const int64_t take = std::min(left, std::max(least, left / shares));
       if (next.compare_exchange_weak(from, from + take, std::memory_order_relaxed)) {
         run_units(from, from + take, thread);
         from = next.load(std::memory_order_relaxed);

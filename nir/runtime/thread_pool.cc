@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -27,6 +28,10 @@ constexpr int kGenerationShift = 17;
 constexpr int kMaxThreads = 1024;
 // Long enough to bridge the gap between two calls of a run, short enough not to be a burden.
 constexpr auto kSpin = std::chrono::microseconds(30);
+// Between two looks at a worker that is waited for.
+constexpr timespec kLookAgain{0, 200 * 1000};
+// Jobs that are cut finely after a worker was kept off its core.
+constexpr int kCrowdedJobs = 200;
 
 void pause_cpu() {
 #if defined(__x86_64__)
@@ -36,8 +41,8 @@ void pause_cpu() {
 #endif
 }
 
-void futex_wait(std::atomic<uint32_t> *word, uint32_t expected) {
-  syscall(SYS_futex, reinterpret_cast<uint32_t *>(word), FUTEX_WAIT_PRIVATE, expected, nullptr,
+void futex_wait(std::atomic<uint32_t> *word, uint32_t expected, const timespec *most = nullptr) {
+  syscall(SYS_futex, reinterpret_cast<uint32_t *>(word), FUTEX_WAIT_PRIVATE, expected, most,
           nullptr, 0);
 }
 
@@ -161,21 +166,22 @@ void ThreadPool::start() {
   bool mine_known = false;
   for (int c : cpus) mine_known |= c == free_cpu_;
   if (!mine_known) free_cpu_ = cpus[0];
-  workers_.assign(static_cast<size_t>(n - 1), Worker{});
+  workers_.clear();
+  for (int i = 1; i < n; ++i) workers_.push_back(std::make_unique<Worker>());
   sigset_t all, old;
   sigfillset(&all);
   // Signals belong to the host's threads.
   pthread_sigmask(SIG_SETMASK, &all, &old);
   size_t next = 0;
   int made = 0;
-  for (Worker &w : workers_) {
-    w.index = made + 1;
+  for (auto &w : workers_) {
+    w->index = made + 1;
     if (pinned_) {
       while (cpus[next] == free_cpu_) ++next;
-      w.cpu = cpus[next++];
+      w->cpu = cpus[next++];
     }
-    if (pthread_create(&w.thread, nullptr, worker_entry, &w) != 0) break;
-    if (pinned_) pin(w.thread, w.cpu);
+    if (pthread_create(&w->thread, nullptr, worker_entry, w.get()) != 0) break;
+    if (pinned_) pin(w->thread, w->cpu);
     ++made;
   }
   pthread_sigmask(SIG_SETMASK, &old, nullptr);
@@ -189,7 +195,7 @@ void ThreadPool::stop() {
   stopping_.store(true);
   signal_.fetch_add(1);
   futex_wake(&signal_, INT_MAX);
-  for (Worker &w : workers_) pthread_join(w.thread, nullptr);
+  for (auto &w : workers_) pthread_join(w->thread, nullptr);
   workers_.clear();
   stopping_.store(false);
   started_ = false;
@@ -200,11 +206,11 @@ void ThreadPool::stop() {
 void ThreadPool::make_room_for_caller() {
   const int cpu = sched_getcpu();
   if (!pinned_ || cpu == free_cpu_) return;
-  for (Worker &w : workers_) {
-    if (w.cpu != cpu) continue;
-    w.cpu = free_cpu_;
+  for (auto &w : workers_) {
+    if (w->cpu != cpu) continue;
+    w->cpu = free_cpu_;
     free_cpu_ = cpu;
-    pin(w.thread, w.cpu);
+    pin(w->thread, w->cpu);
     return;
   }
 }
@@ -216,6 +222,8 @@ void ThreadPool::run(Task task, void *arg) {
   }
   if (!started_) start();
   make_room_for_caller();
+  if (int n = crowded_.load(std::memory_order_relaxed))
+    crowded_.store(n - 1, std::memory_order_relaxed);
   task_ = task;
   arg_ = arg;
   left_.store(0, std::memory_order_relaxed);
@@ -230,20 +238,47 @@ void ThreadPool::run(Task task, void *arg) {
   // Who has not entered by now stays out.
   const auto entered =
       static_cast<uint32_t>(gate_.fetch_and(~kOpen, std::memory_order_acq_rel) & kEntered);
-  const auto all_left = [&] { return left_.load(std::memory_order_acquire) == entered; };
-  if (!spin(pinned_, all_left)) {
-    caller_sleeps_.store(1, std::memory_order_seq_cst);
-    for (uint32_t n; (n = left_.load(std::memory_order_seq_cst)) != entered;) futex_wait(&left_, n);
-  }
+  await(entered);
   busy_.store(false, std::memory_order_release);
 }
 
+// The scheduler may let a neighbour run for longer than a call takes: whom it keeps waiting is
+// looked for again and again, and goes on where the caller sleeps.
+void ThreadPool::await(uint32_t entered) {
+  const auto all_left = [&] { return left_.load(std::memory_order_acquire) == entered; };
+  if (spin(pinned_, all_left)) return;
+  caller_sleeps_.store(1, std::memory_order_seq_cst);
+  Worker *moved = nullptr;
+  for (uint32_t n; (n = left_.load(std::memory_order_seq_cst)) != entered;) {
+    if (pinned_ && !moved) {
+      for (auto &w : workers_) w->seen = w->working.load() ? w->processor_time() : -1;
+      if (spin(true, all_left)) break;
+      for (auto &w : workers_)
+        if (w->seen >= 0 && w->working.load() && w->seen == w->processor_time()) moved = w.get();
+      if (moved) {
+        pin(moved->thread, sched_getcpu());
+        crowded_.store(kCrowdedJobs, std::memory_order_relaxed);
+      }
+    }
+    futex_wait(&left_, n, moved ? nullptr : &kLookAgain);
+  }
+  if (moved) pin(moved->thread, moved->cpu);
+}
+
+// Nanoseconds for which the worker has run; -1 if unknown.
+int64_t ThreadPool::Worker::processor_time() const {
+  clockid_t clock;
+  timespec t;
+  if (pthread_getcpuclockid(thread, &clock) || clock_gettime(clock, &t)) return -1;
+  return int64_t{t.tv_sec} * 1000000000 + t.tv_nsec;
+}
+
 void *ThreadPool::worker_entry(void *worker) {
-  instance().worker_main(static_cast<Worker *>(worker)->index);
+  instance().worker_main(*static_cast<Worker *>(worker));
   return nullptr;
 }
 
-void ThreadPool::worker_main(int index) {
+void ThreadPool::worker_main(Worker &self) {
   FlushDenormals flush;
   uint64_t done = 0;  // the generation that this worker took part in last
   for (;;) {
@@ -253,7 +288,9 @@ void ThreadPool::worker_main(int index) {
     while ((gate & kOpen) && (gate >> kGenerationShift) != done) {
       if (!gate_.compare_exchange_weak(gate, gate + 1, std::memory_order_acq_rel)) continue;
       done = gate >> kGenerationShift;
-      task_(arg_, index);
+      self.working.store(true, std::memory_order_relaxed);
+      task_(arg_, self.index);
+      self.working.store(false, std::memory_order_relaxed);
       left_.fetch_add(1, std::memory_order_seq_cst);
       if (caller_sleeps_.load(std::memory_order_seq_cst)) futex_wake(&left_, 1);
       break;

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "common.h"
@@ -34,8 +35,8 @@ class FlushDenormals {
 };
 
 // One job at a time: a caller that finds the pool busy works alone, which is right when other
-// threads compute already. The caller always takes part, and waits only for workers that began:
-// one that a neighbour keeps off its core costs its help, never the result.
+// threads compute already. The caller always takes part, and waits only for workers that began;
+// one that a neighbour keeps off its core meanwhile goes on where the caller would sleep.
 class ThreadPool {
  public:
   using Task = void (*)(void *arg, int thread);
@@ -51,19 +52,25 @@ class ThreadPool {
   // Calls task(arg, t) on the caller (t = 0) and on workers (0 < t < size()); returns when every
   // call has ended. Task must share out the work itself, so that one caller can do all of it.
   void run(Task task, void *arg);
+  // Whether a neighbour kept a worker off its core lately: small shares lose less then.
+  bool crowded() const { return crowded_.load(std::memory_order_relaxed) > 0; }
 
  private:
   struct Worker {
     pthread_t thread{};
     int cpu = -1;
     int index = 0;
+    std::atomic<bool> working{false};
+    int64_t seen = -1;  // its processor time when the caller looked last
+    int64_t processor_time() const;
   };
 
   ThreadPool() = default;
   void start();
   void stop();
   void make_room_for_caller();
-  void worker_main(int index);
+  void await(uint32_t entered);
+  void worker_main(Worker &self);
   static void *worker_entry(void *worker);
   static void child_after_fork();
 
@@ -72,7 +79,7 @@ class ThreadPool {
   bool started_ = false;
   bool pinned_ = false;
   int free_cpu_ = -1;  // the core left to the caller
-  std::vector<Worker> workers_;
+  std::vector<std::unique_ptr<Worker>> workers_;
 
   Task task_ = nullptr;
   void *arg_ = nullptr;
@@ -83,6 +90,7 @@ class ThreadPool {
   std::atomic<uint32_t> sleepers_{0};
   std::atomic<uint32_t> caller_sleeps_{0};
   std::atomic<bool> stopping_{false};
+  std::atomic<int> crowded_{0};  // jobs for which it is taken to last
 };
 
 }  // namespace nir

@@ -32,9 +32,9 @@ GRAD_TILE_ROWS = 8
 WINOGRAD_PATCHES = 128
 WINOGRAD_FEW = 32
 WINOGRAD_CHANNELS = 65536
-SUM_MOST = 256
+SUM_MOST = 128
 SUM_LEAST = 64
-SUM_ELEMENTS = 65536
+SUM_ELEMENTS = 16384
 _LINE = 64
 
 _NUMBERS = ("f32", "f64", "i32", "i64")
@@ -305,7 +305,7 @@ def conv2d_weight_grad(op: Conv2dWeightGrad) -> KernelCall | None:
             rows=ci,
             cols=co,
             row_grain=max(1, ci),
-            col_grain=2 * PANEL,
+            col_grain=PANEL,
             scratch=(points + max(ci, co)) * size + 5 * _LINE,
             work=_quarter(prod(dy.shape) * (4 * ci)),
         )
