@@ -96,7 +96,7 @@ def with_buffer(kind: str, **changes: Any) -> Program:
     [
         (lambda: with_control(0, end=999), "the calls of a control"),
         (lambda: with_control(0, end=0, first=0, body=0), "the calls of a control"),
-        (lambda: with_control(0, body=1), "a counted loop has two parts"),
+        (lambda: with_control(0, body=1), "a control of one part has two"),
         (lambda: with_control(1, predicate=999), "buffer 999 of"),
         (lambda: with_control(2, first=0, body=0), "controls are not in order"),
         (lambda: with_control(2, end=program_of("nested").controls[1].end), "controls overlap"),
@@ -107,7 +107,7 @@ def with_buffer(kind: str, **changes: Any) -> Program:
         (lambda: with_buffer("before", moves=(Move(0, 4),)), "a carry moves"),
         (
             lambda: damaged(carries=(replace(program_of("nested").carries[0], loop=1),)),
-            "a branch has a carry",
+            "a carry of what is no loop",
         ),
     ],
 )

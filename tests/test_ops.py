@@ -33,8 +33,8 @@ def test_nodes_are_small() -> None:
 
 
 def test_every_op_has_samples_and_says_what_it_does() -> None:
-    # Only a graph that a pass made can tell what a fused op is.
-    assert {c.op.name for c in CASES} == set(OPS) - {"fused"}
+    # Only a graph that a pass made can tell what a fused or banded op is.
+    assert {c.op.name for c in CASES} == set(OPS) - {"fused", "banded"}
     for name, cls in OPS.items():
         # A dataclass without a docstring gets its signature for one.
         assert not (cls.__doc__ or "").startswith(f"{cls.__name__}("), name
@@ -110,8 +110,8 @@ SLOPED = [c for c in CASES if differentiable(c)]
 # A gradient that is zero, or that is another op's, still needs its sample here.
 NEVER_SLOPED = {
     "arg_max", "arg_min", "bit_and", "bit_not", "bit_or", "bit_xor", "check_index", "constant",
-    "eq", "full", "fused", "ge", "gt", "host_call", "iota", "is_nan", "le", "logical_and",
-    "logical_not", "logical_or", "logical_xor", "lt", "ne", "pack", "pack_conv2d",
+    "banded", "eq", "full", "fused", "ge", "gt", "host_call", "iota", "is_nan", "le",
+    "logical_and", "logical_not", "logical_or", "logical_xor", "lt", "ne", "pack", "pack_conv2d",
     "random_bernoulli", "random_bits", "random_normal", "random_uniform", "reduce_partial",
     "shift_left", "shift_right", "shift_right_logical",
 }  # fmt: skip

@@ -309,7 +309,8 @@ TABLE: dict[str, Callable[..., Any]] = {
 # Ops that torch has not, or means otherwise (a shift by the width or more).
 NO_PEER = {
     "shift_left", "shift_right", "shift_right_logical", "full", "iota", "constant", "pack",
-    "pack_conv2d", "reduce_partial", "fused", "random_bits", "random_uniform", "random_normal",
+    "pack_conv2d", "reduce_partial", "fused", "banded", "random_bits", "random_uniform",
+    "random_normal",
     "random_bernoulli", "custom_vjp", "host_call", "scan", "cond", "while_loop", "check_index",
     "hold",
 }  # fmt: skip

@@ -127,7 +127,8 @@ def test_the_program_gives_every_pass_something_to_do() -> None:
         if after is not graph:
             busy.add(p.name)
         graph = after
-    assert busy == {p.name for p in PIPELINE}
+    # Images that are worth bands would take the interpreter minutes here: tests/test_pass_bands.py.
+    assert busy == {p.name for p in PIPELINE} - {"bands"}
 
 
 def test_the_program_verifies() -> None:

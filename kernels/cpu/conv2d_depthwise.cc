@@ -16,6 +16,7 @@ namespace {
 
 constexpr int kPixels = 8;  // chains side by side, so that the latency of none is waited for
 constexpr int kWide = 2;    // vectors of channels side by side in the weight gradient
+constexpr int64_t kFinished = 4096;  // elements after which an epilogue finds them in L1
 
 // The taps of one axis that one residue class of destinations reads: which, and from where.
 struct Taps {
@@ -188,9 +189,11 @@ int32_t depthwise(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t 
   const int64_t classes_h = kForward ? 1 : d.stride_h, classes_w = kForward ? 1 : d.stride_w;
   // Class by class, so that what a class reads is found once; a stretch of rows at a time, so that
   // the classes of a line find it in cache.
-  const int64_t stretch = classes_h * classes_w > 1 ? 8 * classes_h * dest_w : r1 - r0;
+  const bool whole = classes_h * classes_w == 1;  // all of a line at once
+  const int64_t stretch = whole ? r1 - r0 : 8 * classes_h * dest_w;
   for (int64_t begin = r0; begin < r1; begin += stretch) {
     const int64_t end = min64(r1, begin + stretch);
+    int64_t done = begin;
     for (int64_t a = 0; a < classes_h; ++a) {
       Scratch of_class = scratch;
       const Taps h(kForward ? forward_axis(d.H, d.OH, d.stride_h, d.pad_h, d.dil_h)
@@ -219,10 +222,15 @@ int32_t depthwise(nir_ctx *ctx, void *const *ptrs, const int64_t *dims, int64_t 
           const int64_t u1 = ceil_div(max64(0, x0 + (next - r) - b), classes_w);
           line_class<T>(rows, w, d.C, tap_stride, u0, u1, c1 - c0,
                         at<T>(ptrs, 2) + line * dest_w * d.C + c0);
+          if (whole && (next - done) * (c1 - c0) >= kFinished) {
+            if (int32_t status = finish(ctx, done, next, c0, c1)) return status;
+            done = next;
+          }
         }
       }
     }
-    if (int32_t status = finish(ctx, begin, end, c0, c1)) return status;
+    if (done == end) continue;
+    if (int32_t status = finish(ctx, done, end, c0, c1)) return status;
   }
   return NIR_OK;
 }

@@ -19,7 +19,10 @@ namespace {
 
 enum Layout { kPanels, kRows, kCols };
 
-constexpr int64_t kEpilogueRows = 4 * kMaxRows;  // rows finished before an epilogue runs over them
+// Elements finished before an epilogue runs over them: they are still in L1.
+constexpr int64_t kEpilogueElements = 4 * kMaxRows * 2 * kPanel;
+// Bytes of packed B that stay in L1 while rows pass by, all columns of a tile at a time.
+constexpr int64_t kResidentB = 1 << 14;
 // Steps from what is multiplied to what is fetched: the time that the third cache or DRAM takes.
 // Rows that are a power of two apart share few sets of L2, which then hold no more than so many.
 constexpr int64_t kAhead = 48, kAheadOfFewRows = 64, kAheadInPanels = 128;
@@ -91,7 +94,11 @@ int32_t block(nir_ctx *ctx, const Problem<T> &p, int64_t m0, int64_t m1, int64_t
   constexpr int64_t kNarrow = kPanel > 2 * W ? kPanel : 2 * W;
   const int64_t total = m1 - m0, tiles = ceil_div(total, kMaxRows);
   // One tile of rows takes all the columns it can; many tiles share a sliver of B that stays in L1.
-  const int64_t sliver = tiles > 1 || p.layout == kCols ? kNarrow : max64(kPanel, kMaxVectors * W);
+  // B of few steps stays there whole: results are then written and finished line by line.
+  const int64_t resident = static_cast<int64_t>(sizeof(T)) * p.K * (c1 - c0);
+  const int64_t sliver = p.layout == kPanels && p.K <= kBlockK && resident <= kResidentB ? c1 - c0
+                         : tiles > 1 || p.layout == kCols ? kNarrow
+                                                          : max64(kPanel, kMaxVectors * W);
   T *packed = static_cast<T *>(ctx->scratch);
   T *panels = packed + kPackedRows * kBlockK;
   const int64_t zero_offset = 0;
@@ -160,7 +167,7 @@ int32_t block(nir_ctx *ctx, const Problem<T> &p, int64_t m0, int64_t m1, int64_t
           }
         }
         const int64_t ready = m + rows;
-        if (last && (ready == total || ready - done >= kEpilogueRows)) {
+        if (last && (ready == total || (ready - done) * cols >= kEpilogueElements)) {
           if (int32_t status = finish(ctx, row + done, row + ready, c, c + cols)) return status;
           done = ready;
         }

@@ -1,9 +1,9 @@
 """Records that the stages share: the Target, and the Program that lowering ends in.
 
 A Program is data: a flat list of kernel calls over one arena, with sizes as expressions that C++
-evaluates once for each set of bound input shapes. Loops and branches are records beside the list
-that say which calls run how often, and how addresses move. Nothing here knows how it is made or
-run.
+evaluates once for each set of bound input shapes. Loops, branches and bands are records beside the
+list that say which calls run how often, and how addresses move. Nothing here knows how it is made
+or run.
 """
 
 from __future__ import annotations
@@ -49,11 +49,12 @@ class Buffer(Frozen):
 
     kind "input"/"output"/"const": ``index`` says which one, ``offset`` is a byte offset in it;
     kind "arena": ``offset`` in bytes, rounded up to 64 when it is evaluated;
-    kind "before"/"after": what a step of a loop reads and writes of carry ``index``.
+    kind "before"/"after": what a step of a loop reads and writes of carry ``index``;
+    kind "lines": what call ``index`` in bands leaves for the next one, in a thread's scratch.
     A buffer that moves with a loop, or is a carry of it, is for calls in that loop only.
     """
 
-    kind: Literal["input", "output", "const", "arena", "before", "after"]
+    kind: Literal["input", "output", "const", "arena", "before", "after", "lines"]
     index: int
     offset: Dim
     nbytes: Dim
@@ -137,6 +138,36 @@ class Branch(Frozen):
     predicate: int
 
 
+class Stage(Frozen):
+    """A call in bands: its rows are lines of ``width``, ``height`` of them an image.
+
+    Line i reads ``extent`` lines of what the call before it leaves, from ``stride`` * i - ``above``
+    on, as far as the image goes. ``kept`` lines of its result, of ``bytes`` each, are there at a
+    time; the last call writes a buffer of the whole, and keeps none.
+    """
+
+    height: int
+    width: int
+    stride: int
+    above: int
+    extent: int
+    kept: int
+    bytes: int
+
+
+class Bands(Frozen):
+    """Calls first .. end - 1 take turns for ``lines`` lines of the last one, on each thread.
+
+    A call computes those of its lines that the next one needs and that it has not left before.
+    Their scratch begins with the buffers of kind "lines"; what kernels take lies behind those.
+    """
+
+    first: int
+    end: int
+    lines: int
+    stages: tuple[Stage, ...]
+
+
 class Donation(Frozen):
     """Output ``output`` may take over the storage of input ``input`` when the run owns it alone."""
 
@@ -165,5 +196,5 @@ class Program(Frozen, eq=False):
     donations: tuple[Donation, ...] = ()
     input_names: tuple[str, ...] = ()
     output_names: tuple[str, ...] = ()
-    controls: tuple[Loop | Branch, ...] = ()
+    controls: tuple[Loop | Branch | Bands, ...] = ()
     carries: tuple[Carry, ...] = ()

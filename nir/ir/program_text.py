@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 from nir.ir.dim import Dim, Poly
 from nir.ir.printer import dim_text, location_token, name_text, type_text
-from nir.ir.program import Branch, Buffer, Call, Loop, Program
+from nir.ir.program import Bands, Branch, Buffer, Call, Loop, Program, Stage
 
 
 def print_program(program: Program) -> str:
@@ -75,9 +75,12 @@ def _braces(p: Program) -> tuple[dict[int, list[str]], dict[int, int]]:
     opening: dict[int, list[str]] = {}
     closing: dict[int, int] = {}
     for i, c in enumerate(p.controls):
-        second = c.other if isinstance(c, Branch) else c.body
         begin = opening.setdefault(c.first, [])
+        closing[c.end] = closing.get(c.end, 0) + 1
         match c:
+            case Bands(lines=lines, stages=stages):
+                begin.append(f"bands{i} of {lines} lines, {', '.join(map(_stage, stages))} {{")
+                continue
             case Branch(predicate=b):
                 begin.append(f"branch{i} if b{b} {{")
             case Loop(trips=trips, predicate=None, reverse=reverse):
@@ -86,14 +89,21 @@ def _braces(p: Program) -> tuple[dict[int, list[str]], dict[int, int]]:
             case Loop(trips=trips, predicate=b):
                 most = f" at most {dim_text(trips)} times" if trips is not None else ""
                 begin.append(f"loop{i}{most} {{")
+        second = c.other if isinstance(c, Branch) else c.body
         if isinstance(c, Branch) or c.predicate is not None:
             word = "} else {" if isinstance(c, Branch) else f"}} while b{c.predicate} {{"
             if second == c.first:
                 begin.append(word)
             elif second < c.end:
                 opening.setdefault(second, []).insert(0, word)
-        closing[c.end] = closing.get(c.end, 0) + 1
     return opening, closing
+
+
+def _stage(s: Stage) -> str:
+    pointwise = s.extent == s.stride == 1
+    window = "" if pointwise else f" reads {s.extent} from {s.stride}*i-{s.above}"
+    kept = f" keeps {s.kept} of {s.bytes} bytes" if s.kept else ""
+    return f"({s.height}x{s.width}{window}{kept})"
 
 
 def _place(b: Buffer, names: dict[str, tuple[str, ...]]) -> str:
@@ -104,6 +114,8 @@ def _place(b: Buffer, names: dict[str, tuple[str, ...]]) -> str:
             place = f"const{b.index}"
         case "before" | "after":
             place = f"{b.kind}[carry{b.index}]"
+        case "lines":
+            place = f"lines[call {b.index}]"
         case _:
             place = f"{b.kind}[%{name_text(names[b.kind][b.index])}]"
     place = f"{place}+{dim_text(b.offset)}" if b.offset != 0 else place

@@ -1,6 +1,7 @@
 """Every op of nir, one class each (see `nir.ir.op.Op`); importing this fills the registry."""
 
 from nir.ops.attention import Attention, AttentionGrad
+from nir.ops.banded import Banded
 from nir.ops.cast import Cast
 from nir.ops.control import Cond, CustomVjp, HostCall
 from nir.ops.conv import Conv2d, Conv2dInputGrad, Conv2dWeightGrad, PackConv2d
@@ -77,8 +78,8 @@ from nir.ops.source import Constant, Full, Iota
 
 __all__ = [
     "Abs", "Add", "ArgMax", "ArgMin", "Attention", "AttentionGrad", "AvgPool2d", "AvgPool2dGrad",
-    "BatchNorm", "BatchNormInference", "BitAnd", "BitNot", "BitOr", "BitXor", "Broadcast", "Cast",
-    "Ceil", "CheckIndex", "Concat", "Cond", "Constant", "Conv2d", "Conv2dInputGrad",
+    "Banded", "BatchNorm", "BatchNormInference", "BitAnd", "BitNot", "BitOr", "BitXor", "Broadcast",
+    "Cast", "Ceil", "CheckIndex", "Concat", "Cond", "Constant", "Conv2d", "Conv2dInputGrad",
     "Conv2dWeightGrad", "Cos", "CrossEntropy", "CumSum", "CustomVjp", "Dilate", "Div", "Eq", "Erf",
     "Exp", "Expm1", "Flip", "Floor", "FloorDiv", "Full", "Fused", "Ge", "Gt", "Hold", "HostCall",
     "Iota", "IsNan", "LayerNorm", "Le", "Log", "Log1p", "LogSoftmax", "LogSumExp", "LogicalAnd",

@@ -23,7 +23,7 @@ from nir.ir.interp import random_inputs
 from nir.ir.op import Op
 from nir.ir.program import Target
 from nir.ops import Max, Min, Prod, Sum
-from nir.ops.fused import Fused
+from nir.passes.bands import bands
 from nir.passes.batch_norm_fold import batch_norm_fold
 from nir.passes.cse import cse
 from nir.passes.dce import dce
@@ -37,6 +37,7 @@ from nir.passes.loops import loops
 from nir.passes.memory import plan_memory
 from nir.passes.pack import pack, unpack
 from nir.passes.rematerialise import rematerialise
+from nir.passes.rewrite import KERNELS
 from nir.passes.rows import rows
 from nir.passes.schedule import schedule
 from nir.passes.simplify import simplify
@@ -122,6 +123,7 @@ FUSE = Pass(
     ensures=_facts("fused"),
     breaks=_facts(_PLANNED),
 )
+BANDS = Pass("bands", bands, requires=_facts("fused"), breaks=_facts(_PLANNED))
 SCHEDULE = Pass("schedule", schedule, breaks=_facts(_PLANNED))
 REMATERIALISE = Pass("rematerialise", rematerialise, breaks=_facts(_PLANNED))
 PLAN_MEMORY = Pass("plan_memory", plan_memory, requires=_facts("fused"), ensures=_facts(_PLANNED))
@@ -163,6 +165,8 @@ PLANNING: tuple[Pass, ...] = (
     CSE,
     DCE,
     FUSE,
+    # Chains of what is one kernel each by now.
+    BANDS,
     SCHEDULE,
     REMATERIALISE,
     PLAN_MEMORY,
@@ -262,10 +266,10 @@ def _check_facts(p: Pass, graph: Graph, target: Target) -> None:
 
 
 def _all_ops(graph: Graph) -> Iterator[Op]:
-    """The ops of ``graph`` and of the regions in it; Fused bodies are loops, not graphs."""
+    """The ops of ``graph`` and of the regions in it; bodies of kernels are not graphs."""
     for op in graph.nodes:
         yield op
-        if not isinstance(op, Fused):
+        if not isinstance(op, KERNELS):
             for _, region in op.regions():
                 yield from _all_ops(region)
 

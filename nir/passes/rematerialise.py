@@ -26,7 +26,7 @@ from nir.ir.graph import Graph
 from nir.ir.location import derived
 from nir.ir.op import Op, Value
 from nir.ir.program import Target
-from nir.ops.fused import Fused
+from nir.ops.banded import Banded, chain, heavy, layout
 from nir.passes.blocks import CONTROL
 from nir.passes.memory import Pairs, is_alias, plan, typical
 from nir.passes.rewrite import in_regions
@@ -92,11 +92,14 @@ def scratch(graph: Graph, target: Target) -> int:
     """Bytes of scratch of all threads, for hand-written kernels."""
     most = 0
     for op in graph.nodes:
-        heavy = op.body.nodes[0] if isinstance(op, Fused) else op
-        entry = target.kernels.get(heavy.name)
-        call = entry(heavy) if callable(entry) else None
-        if call is not None:
-            most = max(most, typical(call.scratch))
+        lines, ops = 0, [op]
+        if isinstance(op, Banded):
+            lines, ops = layout(op.body, op.lines).memory, chain(op.body)
+        for one in ops:
+            entry = target.kernels.get(heavy(one).name)
+            call = entry(heavy(one)) if callable(entry) else None
+            if call is not None:
+                most = max(most, lines + typical(call.scratch))
     return most * target.threads
 
 

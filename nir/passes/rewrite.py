@@ -29,7 +29,7 @@ from nir.ir.graph import Builder, Graph, location_text
 from nir.ir.location import Locations
 from nir.ir.op import Op, Value
 from nir.ir.types import TensorType
-from nir.ops import Full
+from nir.ops import Banded, Full
 from nir.ops.expr import Expr
 from nir.ops.fused import Fused
 
@@ -325,10 +325,14 @@ def in_regions(graph: Graph, fn: Callable[[Graph], Graph]) -> Graph:
     return map_regions(graph, lambda region: fn(in_regions(region, fn)))
 
 
+# Ops whose regions are kernels, not graphs.
+KERNELS = (Fused, Banded)
+
+
 def map_regions(graph: Graph, fn: Callable[[Graph], Graph]) -> Graph:
     """``fn`` applied to the regions of the ops of ``graph``, but not to regions in those.
 
-    Fused regions are left alone: their form is a promise to the code generator.
+    Fused and banded regions are left alone: their form is a promise to what lowers them.
     """
     # Most ops have no regions, and their class says so.
     if all(type(op).regions is Op.regions for op in graph.nodes):
@@ -336,7 +340,7 @@ def map_regions(graph: Graph, fn: Callable[[Graph], Graph]) -> Graph:
     changed = False
     nodes: list[Op] = []
     for op in graph.nodes:
-        if not isinstance(op, Fused):
+        if not isinstance(op, KERNELS):
             new: dict[str, Any] = {name: fn(region) for name, region in op.regions()}
             if any(new[name] is not region for name, region in op.regions()):
                 op, changed = replace(op, **new), True

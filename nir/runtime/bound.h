@@ -20,6 +20,16 @@ struct BoundCall {
   bool host;
 };
 
+// The slots of the calls in bands, and which of these, counted from the first, follow the lines of
+// which stage.
+struct BandSlots {
+  struct Follows {
+    uint32_t slot, stage;
+  };
+  uint32_t first = 0, count = 0;
+  std::vector<Follows> lines;
+};
+
 // What a control does with arguments of calls, by slot: a slot is one argument of one call, or one
 // buffer that a control itself needs.
 struct Executable::ControlPlan {
@@ -33,12 +43,15 @@ struct Executable::ControlPlan {
   std::vector<uint32_t> moving;      // slots that go on with each element
   std::vector<PolyId> strides;       // of each of them
   std::vector<CarryPlan> carries;
+  BandSlots bands;
 };
 
 struct BoundControl {
-  int64_t trips;     // of a counted loop, or the most of another
+  int64_t trips;     // of a counted loop, or the most of another; of bands, the lines of all images
   uint32_t strides;  // the first of the moving slots' strides
   uint32_t carries;  // the first of the carries' sizes
+  int64_t memory = 0;              // of bands: bytes of the stages' lines, for each thread
+  std::array<int64_t, kMaxStages> offsets{};  // of each stage's lines in them
 };
 
 // Everything that the symbols' values decide.

@@ -14,7 +14,7 @@ table, `dim` a u32 index into the polynomial table; `[x]` is a u32 count and tha
                 symbol = (size of that axis - offset) / scale
     constants   [size u64, CRC-32 u32]; their bytes lie elsewhere
     kernels     [name str, source u8: 0 of kernels/cpu | 1 generated | 2 of the host process]
-    buffers     [kind u8: 0 input 1 output 2 constant 3 arena 4 before 5 after, index u32,
+    buffers     [kind u8: 0 input 1 output 2 constant 3 arena 4 before 5 after 6 lines, index u32,
                 offset dim, nbytes dim, moves [loop u32, stride dim]]
     calls       [kernel u32, args [u32], dims [dim], rows dim, cols dim, row grain i64,
                 col grain i64, scratch dim, work dim,
@@ -23,11 +23,13 @@ table, `dim` a u32 index into the polynomial table; `[x]` is a u32 count and tha
                 flops dim, traffic dim, live dim]
     donations   [input u32, output u32]
     arena       dim
-    controls    [kind u8: 0 counted loop | 1 loop with a predicate | 2 branch,
+    controls    [kind u8: 0 counted loop | 1 loop with a predicate | 2 branch | 3 bands,
                 first call u32, second part u32, end u32, and then
                 0: trips dim, reverse u8
                 1: limit u8, and if it is 1: trips dim; predicate u32
-                2: predicate u32]
+                2: predicate u32
+                3: lines i64, stages [height i64, width i64, stride i64, above i64, extent i64,
+                   kept i64, bytes i64]]
     carries     [loop u32, init u32, result u32, spare u32, nbytes dim]
 
 Controls nest (see nir.ir.program); buffers, carries and predicates are indices into the tables
@@ -44,16 +46,28 @@ from typing import TypeVar
 from nir.errors import PackageError, ShapeError
 from nir.ir.dim import Dim, FloorDiv, Poly, floordiv, symbol, symbols
 from nir.ir.location import Location
-from nir.ir.program import Branch, Buffer, Call, Carry, Donation, Epilogue, Loop, Move, Program
+from nir.ir.program import (
+    Bands,
+    Branch,
+    Buffer,
+    Call,
+    Carry,
+    Donation,
+    Epilogue,
+    Loop,
+    Move,
+    Program,
+    Stage,
+)
 from nir.ir.types import DTYPES, TensorType
 
 MAGIC = b"NIRPROG\0"
-VERSION = 3
+VERSION = 4
 DTYPE_CODES = ("f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "bool")
-BUFFER_KINDS = ("input", "output", "const", "arena", "before", "after")
+BUFFER_KINDS = ("input", "output", "const", "arena", "before", "after", "lines")
 BUILTIN, GENERATED, HOST = range(3)
 _CONST, _SYMBOL, _ADD, _MUL, _FLOORDIV = range(5)
-_COUNTED, _WHILE, _BRANCH = range(3)
+_COUNTED, _WHILE, _BRANCH, _BANDS = range(4)
 _HEADER = struct.Struct("<8sIIQ")
 
 T = TypeVar("T")
@@ -166,10 +180,13 @@ class _Writer:
         self._pack("<I", m.loop)
         self._dim(m.stride)
 
-    def _control(self, c: Loop | Branch) -> None:
+    def _control(self, c: Loop | Branch | Bands) -> None:
         match c:
             case Branch(first, other, end, predicate):
                 self._pack("<BIIII", _BRANCH, first, other, end, predicate)
+            case Bands(first, end, lines, stages):
+                self._pack("<BIIIq", _BANDS, first, first, end, lines)
+                self._list(stages, self._stage)
             case Loop(first, body, end, trips, None, reverse):
                 assert trips is not None
                 self._pack("<BIII", _COUNTED, first, body, end)
@@ -181,6 +198,9 @@ class _Writer:
                 if trips is not None:
                     self._dim(trips)
                 self._pack("<I", predicate)
+
+    def _stage(self, s: Stage) -> None:
+        self._pack("<7q", s.height, s.width, s.stride, s.above, s.extent, s.kept, s.bytes)
 
     def _carry(self, c: Carry) -> None:
         self._pack("<IIII", c.loop, c.init, c.result, c.spare)
@@ -401,7 +421,7 @@ class _Decoder:
         loop, init, result, spare = self.take("<IIII")
         return Carry(loop, init, result, spare, self.dim())
 
-    def control(self) -> Loop | Branch:
+    def control(self) -> Loop | Branch | Bands:
         kind, first, second, end = self.take("<BIII")
         match kind:
             case 0:
@@ -412,6 +432,9 @@ class _Decoder:
                 return Loop(first, second, end, limit, self.u32())
             case 2:
                 return Branch(first, second, end, self.u32())
+            case 3:
+                lines = self.take("<q")[0]
+                return Bands(first, end, lines, self.many(lambda: Stage(*self.take("<7q"))))
         raise ValueError(f"control {kind}")
 
     def call(self) -> Call:

@@ -70,7 +70,8 @@ Executable::Executable(Program program, std::vector<TensorRef> constants, const 
         break;
       case kBefore:
       case kAfter:
-        break;  // the loop sets them
+      case kLines:
+        break;  // the control sets them
     }
   }
 }
@@ -92,6 +93,23 @@ void Executable::plan_controls() {
     while (plan.second < plan.next && controls[plan.second].first < c.second) ++plan.second;
     plan.predicate = c.predicate == kNone ? kNone : slot(c.predicate);
     controls_.push_back(std::move(plan));
+  }
+  std::vector<uint32_t> first_slots;  // of each call
+  uint32_t next_slot = 0;
+  for (const CallRecord &c : program_.calls) {
+    first_slots.push_back(next_slot);
+    next_slot += static_cast<uint32_t>(c.args.size() + c.epilogue_args.size());
+  }
+  first_slots.push_back(next_slot);
+  for (size_t i = 0; i < controls.size(); ++i) {
+    if (controls[i].kind != kBands) continue;
+    BandSlots &bands = controls_[i].bands;
+    bands.first = first_slots[controls[i].first];
+    bands.count = first_slots[controls[i].end] - bands.first;
+    for (uint32_t s = 0; s < bands.count; ++s) {
+      const BufferRecord &b = program_.buffers[slot_buffers_[bands.first + s]];
+      if (b.kind == kLines) bands.lines.push_back({s, b.index - controls[i].first});
+    }
   }
   std::vector<size_t> at;  // the place of each carry among those of its loop
   for (const CarryRecord &c : program_.carries) {
@@ -338,6 +356,10 @@ std::shared_ptr<const Executable::Bound> Executable::evaluate(
       case kAfter:
         limit = carry_bytes[b.index];
         break;
+      case kLines:
+        offset = round_up(offset);
+        limit = values[program_.calls[b.index].scratch];
+        break;
     }
     int64_t end = checked_add(offset, size_of(b.nbytes, "the size of a buffer"));
     bool used = true;
@@ -364,6 +386,8 @@ std::shared_ptr<const Executable::Bound> Executable::evaluate(
       holds(b, carry_bytes[k], "a carry");
   for (const ControlRecord &c : program_.controls)
     if (c.predicate != kNone) holds(c.predicate, 1, "a predicate");
+  for (size_t i = 0; i < controls_.size(); ++i)
+    if (program_.controls[i].kind == kBands) bind_bands(i, values, offsets, &bound->controls[i]);
   bound->slot_offsets.reserve(slots_);
   for (uint32_t b : slot_buffers_) bound->slot_offsets.push_back(offsets[b]);
 
@@ -408,6 +432,36 @@ std::shared_ptr<const Executable::Bound> Executable::evaluate(
     bound->calls.push_back(call);
   }
   return bound;
+}
+
+// How many lines there are, and where those of each stage lie.
+void Executable::bind_bands(size_t control, const std::vector<int64_t> &values,
+                            const std::vector<int64_t> &offsets, BoundControl *bound) const {
+  const ControlRecord &c = program_.controls[control];
+  const auto refuse = [&](const char *why) {
+    throw Error(ErrorKind::kShape, program_.name + ": bands: " + why);
+  };
+  int64_t images = -1;
+  for (size_t s = 0; s < c.stages.size(); ++s) {
+    const StageRecord &stage = c.stages[s];
+    const int64_t rows = values[program_.calls[c.first + s].rows];
+    const int64_t of_image = stage.height * stage.width;
+    if (rows % of_image || (images >= 0 && rows / of_image != images))
+      refuse("the rows of their calls do not fit together");
+    images = rows / of_image;
+  }
+  bound->trips = checked_mul(images, c.stages.back().height);
+  for (size_t k = 0; k < program_.buffers.size(); ++k) {
+    const BufferRecord &b = program_.buffers[k];
+    if (b.kind != kLines || b.index < c.first || b.index >= c.end) continue;
+    const StageRecord &stage = c.stages[b.index - c.first];
+    if (values[b.nbytes] < stage.kept * stage.bytes) refuse("a buffer is too small for its lines");
+    bound->offsets[b.index - c.first] = offsets[k];
+    bound->memory = std::max(bound->memory, round_up(offsets[k] + values[b.nbytes]));
+  }
+  // What their kernels take lies behind the lines.
+  for (uint32_t i = c.first; i < c.end; ++i)
+    if (values[program_.calls[i].scratch] < bound->memory) refuse("too little scratch");
 }
 
 std::shared_ptr<const Executable::Bound> Executable::bind(const std::vector<TensorRef> &inputs,

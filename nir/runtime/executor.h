@@ -76,6 +76,7 @@ class Executable {
     void run_calls(size_t first, size_t end, size_t control);
     void run_call(size_t i);
     void run_loop(size_t control);
+    void run_bands(size_t control);
     Executable &exe_;
     struct Context *context_;
     const class FlushDenormals *flush_ = nullptr;
@@ -105,6 +106,8 @@ class Executable {
   std::shared_ptr<const Bound> bind(const std::vector<TensorRef> &inputs,
                                     const std::vector<int64_t> &symbols);
   std::shared_ptr<const Bound> evaluate(const std::vector<int64_t> &symbols) const;
+  void bind_bands(size_t control, const std::vector<int64_t> &values,
+                  const std::vector<int64_t> &offsets, struct BoundControl *bound) const;
   Context *take_context();
   void return_context(Context *context);
 

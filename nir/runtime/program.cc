@@ -1,5 +1,6 @@
 #include "program.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace nir {
@@ -253,8 +254,8 @@ class ProgramReader {
     const size_t limits[] = {p_.inputs.size(), p_.outputs.size(), p_.constants.size()};
     for (uint32_t i = 0; i < n; ++i) {
       const uint8_t kind = r_.u8();
-      if (kind > kAfter) damaged("buffer kind " + std::to_string(kind));
-      // The index of a carry is checked when the carries are known.
+      if (kind > kLines) damaged("buffer kind " + std::to_string(kind));
+      // The index of a carry or a call is checked when those are known.
       const uint32_t index = kind < kArena ? r_.index(limits[kind], "buffer index") : r_.u32();
       BufferRecord b{static_cast<BufferKind>(kind), index, poly(), poly(), {}};
       const uint32_t moves = r_.count(8, "moves");
@@ -272,14 +273,15 @@ class ProgramReader {
     for (uint32_t i = 0; i < n; ++i) {
       ControlRecord c{kCounted, false, 0, 0, 0, kNone, kNone, kNone};
       const uint8_t kind = r_.u8();
-      if (kind > kBranch) damaged("control kind " + std::to_string(kind));
+      if (kind > kBands) damaged("control kind " + std::to_string(kind));
       c.kind = static_cast<ControlKind>(kind);
       c.first = r_.u32();
       c.second = r_.u32();
       c.end = r_.u32();
       if (c.first >= c.end || c.end > p_.calls.size() || c.second < c.first || c.second > c.end)
         damaged("the calls of a control");
-      if (c.kind == kCounted && c.second != c.first) damaged("a counted loop has two parts");
+      if ((c.kind == kCounted || c.kind == kBands) && c.second != c.first)
+        damaged("a control of one part has two");
       if (i && c.first < p_.controls.back().first) damaged("controls are not in order");
       if (c.kind == kCounted) {
         c.trips = poly();
@@ -287,11 +289,15 @@ class ProgramReader {
       } else if (c.kind == kWhile && flag("a limit")) {
         c.trips = poly();
       }
-      if (c.kind != kCounted) c.predicate = r_.index(p_.buffers.size(), "buffer");
+      if (c.kind == kBands)
+        read_stages(c);
+      else if (c.kind != kCounted)
+        c.predicate = r_.index(p_.buffers.size(), "buffer");
       while (!around.empty() && p_.controls[around.back()].end <= c.first) around.pop_back();
       if (!around.empty()) {
         const ControlRecord &p = p_.controls[around.back()];
         if (c.end > (c.first < p.second ? p.second : p.end)) damaged("controls overlap");
+        if (p.kind == kBands) damaged("a control in bands");
         c.parent = around.back();
       }
       around.push_back(i);
@@ -300,12 +306,47 @@ class ProgramReader {
     }
   }
 
+  void read_stages(ControlRecord &c) {
+    const auto number = [&](int64_t least, const char *what) {
+      const int64_t n = r_.i64();
+      if (n < least || n > kMaxStage) damaged(what);
+      return n;
+    };
+    c.lines = number(1, "the lines of bands");
+    const uint32_t n = r_.count(56, "stages");
+    if (n != c.end - c.first || n < 2 || n > kMaxStages) damaged("the calls of bands");
+    size_t slots = 0;
+    for (uint32_t i = 0; i < n; ++i) {
+      StageRecord s;
+      s.height = number(1, "the height of a stage");
+      s.width = number(1, "the width of a stage");
+      s.stride = number(1, "the stride of a stage");
+      s.above = number(0, "the padding of a stage");
+      s.extent = number(1, "the extent of a stage");
+      s.kept = number(0, "the lines of a stage");
+      s.bytes = number(0, "the bytes of a line");
+      c.stages.push_back(s);
+      const CallRecord &call = p_.calls[c.first + i];
+      slots += call.args.size() + call.epilogue_args.size();
+      if (p_.kernels[call.kernel].source == kHost) damaged("a host function in bands");
+    }
+    if (slots > kMaxBandSlots) damaged("the arguments of bands");
+    // Each stage but the last keeps what a band of the next one reads.
+    int64_t need = std::min(c.lines, c.stages.back().height);
+    for (uint32_t i = n - 1; i-- > 0;) {
+      const StageRecord &next = c.stages[i + 1];
+      need = std::min(c.stages[i].height, (need - 1) * next.stride + next.extent);
+      if (c.stages[i].kept < need) damaged("a stage keeps too few lines");
+    }
+  }
+
   void read_carries() {
     const uint32_t n = r_.count(20, "carries");
     for (uint32_t i = 0; i < n; ++i) {
       CarryRecord c{};
       c.loop = r_.index(p_.controls.size(), "loop");
-      if (p_.controls[c.loop].kind == kBranch) damaged("a branch has a carry");
+      if (p_.controls[c.loop].kind != kCounted && p_.controls[c.loop].kind != kWhile)
+        damaged("a carry of what is no loop");
       for (uint32_t *b : {&c.init, &c.result, &c.spare}) *b = r_.index(p_.buffers.size(), "buffer");
       c.nbytes = poly();
       p_.carries.push_back(c);
@@ -317,6 +358,8 @@ class ProgramReader {
     for (const BufferRecord &b : p_.buffers) {
       const bool carried = b.kind == kBefore || b.kind == kAfter;
       if (carried && b.index >= p_.carries.size()) damaged("a carry that is not there");
+      if (b.kind == kLines && (b.index >= p_.calls.size() || !b.moves.empty()))
+        damaged("lines of no call");
       for (size_t k = 0; k < b.moves.size(); ++k) {
         const uint32_t loop = b.moves[k].loop;
         if (loop >= p_.controls.size() || p_.controls[loop].kind != kCounted)
@@ -335,14 +378,32 @@ class ProgramReader {
       while (next < p_.controls.size() && p_.controls[next].first == i)
         around = static_cast<uint32_t>(next++);
       for (const auto *args : {&p_.calls[i].args, &p_.calls[i].epilogue_args})
-        for (uint32_t b : *args) check_scope(b, around);
+        for (uint32_t b : *args) {
+          check_scope(b, around);
+          check_lines(b, static_cast<uint32_t>(i), around);
+        }
     }
     for (uint32_t i = 0; i < p_.controls.size(); ++i) {
       const ControlRecord &c = p_.controls[i];
-      if (c.predicate != kNone) check_scope(c.predicate, c.kind == kWhile ? i : c.parent);
+      if (c.predicate == kNone) continue;
+      check_scope(c.predicate, c.kind == kWhile ? i : c.parent);
+      check_lines(c.predicate, kNone, kNone);
     }
     for (const CarryRecord &c : p_.carries)
-      for (uint32_t b : {c.init, c.result, c.spare}) check_scope(b, p_.controls[c.loop].parent);
+      for (uint32_t b : {c.init, c.result, c.spare}) {
+        check_scope(b, p_.controls[c.loop].parent);
+        check_lines(b, kNone, kNone);
+      }
+  }
+
+  // Lines are for the call that leaves them and for the next one, both in the same bands.
+  void check_lines(uint32_t buffer, uint32_t call, uint32_t control) {
+    const BufferRecord &b = p_.buffers[buffer];
+    if (b.kind != kLines) return;
+    const bool near = call != kNone && (b.index == call || b.index + 1 == call);
+    if (!near || control == kNone || p_.controls[control].kind != kBands ||
+        b.index < p_.controls[control].first || b.index + 1 >= p_.controls[control].end)
+      damaged("lines are used outside their bands");
   }
 
   void check_scope(uint32_t buffer, uint32_t control) {

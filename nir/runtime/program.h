@@ -15,7 +15,7 @@
 namespace nir {
 
 constexpr char kProgramMagic[8] = {'N', 'I', 'R', 'P', 'R', 'O', 'G', '\0'};
-constexpr uint32_t kProgramVersion = 3;
+constexpr uint32_t kProgramVersion = 4;
 
 enum PolyOp : uint8_t { kPushConst = 0, kPushSymbol = 1, kAdd = 2, kMul = 3, kFloorDiv = 4 };
 constexpr int kPolyStack = 32;
@@ -67,14 +67,16 @@ struct TypeRecord {
   PolyId nbytes = 0;
 };
 
-// Before and after: what a step of a loop reads and writes of a carry.
+// Before and after: what a step of a loop reads and writes of a carry. Lines: what a call in bands
+// leaves for the next one.
 enum BufferKind : uint8_t {
   kInput = 0,
   kOutput = 1,
   kConst = 2,
   kArena = 3,
   kBefore = 4,
-  kAfter = 5
+  kAfter = 5,
+  kLines = 6
 };
 
 // The buffer lies `stride` bytes further on for each element of loop `loop`.
@@ -129,13 +131,26 @@ struct CallRecord {
   PolyId flops, traffic, live;  // for profiles
 };
 
-enum ControlKind : uint8_t { kCounted = 0, kWhile = 1, kBranch = 2 };
+enum ControlKind : uint8_t { kCounted = 0, kWhile = 1, kBranch = 2, kBands = 3 };
 constexpr uint32_t kNone = UINT32_MAX;
 // Controls within controls; a run keeps a frame of the C++ stack for each.
 constexpr uint32_t kMaxNesting = 64;
 
-// Calls first .. end - 1 are repeated, or one of their two parts is chosen; `second` begins the
-// other part. Controls lie in the order of their first calls, outer before inner.
+// A call in bands. Its rows are lines of `width`, `height` lines an image; a line reads `extent`
+// lines of what the call before it leaves, from `stride` times its own number less `above` on. Of
+// its result `kept` lines of `bytes` each are there at a time, but for the last call's.
+struct StageRecord {
+  int64_t height, width, stride, above, extent, kept, bytes;
+};
+// Lines, rows and bytes of a stage, so that no product of three overflows.
+constexpr int64_t kMaxStage = int64_t{1} << 20;
+// Arguments of all the calls in bands: a thread has a copy of them on its stack.
+constexpr uint32_t kMaxBandSlots = 128;
+constexpr uint32_t kMaxStages = 8;
+
+// Calls first .. end - 1 are repeated, or one of their two parts is chosen, or they take turns for
+// `lines` lines of the last one; `second` begins the other part. Controls lie in the order of their
+// first calls, outer before inner.
 struct ControlRecord {
   ControlKind kind;
   bool reverse;
@@ -143,6 +158,8 @@ struct ControlRecord {
   PolyId trips;        // kNone: no limit
   uint32_t predicate;  // a buffer of one byte; kNone for a counted loop
   uint32_t parent;     // the control around it; kNone
+  int64_t lines = 0;
+  std::vector<StageRecord> stages = {};
 };
 
 struct CarryRecord {

@@ -1,5 +1,7 @@
 // Running: calls are shared out among threads; loops and branches say which calls, and move
 // addresses.
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -17,6 +19,52 @@ int64_t now_ns() {
       .count();
 }
 
+// The failure with the lowest start, so that the message does not depend on timing.
+struct Failure {
+  std::atomic_flag failing = ATOMIC_FLAG_INIT;
+  int64_t failed_at = -1;
+  size_t call = 0;
+  int32_t status = 0;
+  int64_t detail[2] = {0, 0};
+
+  void note(int64_t at, size_t of, int32_t code, const int64_t *why) {
+    while (failing.test_and_set(std::memory_order_acquire)) {
+    }
+    if (failed_at < 0 || at < failed_at) {
+      failed_at = at;
+      call = of;
+      status = code;
+      detail[0] = why[0];
+      detail[1] = why[1];
+    }
+    failing.clear(std::memory_order_release);
+  }
+
+  void raise() const {
+    if (status) throw KernelError(status, call, detail[0], detail[1]);
+  }
+};
+
+// Units that threads take in turns, large shares first and small ones at the end: whoever is slow
+// or late holds up the others by one small share only.
+struct Shares {
+  int64_t units, threads, least;
+  // What is left is cut into so many: a neighbour may stop a thread within any of them.
+  int64_t shares = threads * (ThreadPool::instance().crowded() ? 16 : 2);
+  std::atomic<int64_t> next{0};
+
+  // Whether there is something left to do, from *from to *to.
+  bool take(int64_t *from, int64_t *to) {
+    *from = next.load(std::memory_order_relaxed);
+    while (*from < units) {
+      const int64_t left = units - *from;
+      *to = *from + std::min(left, std::max(least, left / shares));
+      if (next.compare_exchange_weak(*from, *to, std::memory_order_relaxed)) return true;
+    }
+    return false;
+  }
+};
+
 // One call while threads share it.
 struct Job {
   const BoundCall *call;
@@ -27,35 +75,15 @@ struct Job {
   int64_t threads;
   Timeline *timeline;
   uint32_t number;  // of the call
-  const bool crowded = ThreadPool::instance().crowded();
-  // What is left is cut into so many shares: a neighbour may stop a thread within any of them.
-  const int64_t shares = threads * (crowded ? 16 : 2);
-  const int64_t least = least_units();
-  std::atomic<int64_t> next{0};
-  // The failure with the lowest start, so that the message does not depend on timing.
-  std::atomic_flag failing = ATOMIC_FLAG_INIT;
-  int64_t failed_at = -1;
-  int32_t status = 0;
-  int64_t detail[2] = {0, 0};
+  Shares shares{call->units, threads, least_units()};
+  Failure failure{};
 
   // Units worth a claim: a short call is cut once for each thread, and so are a few units while
   // nothing stops one of the threads.
   int64_t least_units() const {
     const int64_t pieces = round_up(call->pieces, threads);
-    const bool few = !crowded && call->units <= 2 * threads;
+    const bool few = !ThreadPool::instance().crowded() && call->units <= 2 * threads;
     return (call->units - 1) / (few ? threads : pieces) + 1;
-  }
-
-  void fail(int64_t at, int32_t code, const int64_t *why) {
-    while (failing.test_and_set(std::memory_order_acquire)) {
-    }
-    if (failed_at < 0 || at < failed_at) {
-      failed_at = at;
-      status = code;
-      detail[0] = why[0];
-      detail[1] = why[1];
-    }
-    failing.clear(std::memory_order_release);
   }
 
   void run_units(int64_t from, int64_t to, int thread) {
@@ -71,7 +99,7 @@ struct Job {
     const int32_t code = c.by_cols
                              ? c.fn(&ctx, pointers + c.args, dims + c.dims, 0, c.rows, begin, end)
                              : c.fn(&ctx, pointers + c.args, dims + c.dims, begin, end, 0, c.cols);
-    if (code) fail(begin, code, ctx.detail);
+    if (code) failure.note(begin, number, code, ctx.detail);
   }
 
   void run_all() {
@@ -80,26 +108,126 @@ struct Job {
     if (timeline) note(0, start);
   }
 
-  // Takes a share of what is left, large at first and small at the end: whoever is slow or late
-  // holds up the others by one small piece only.
   void share(int thread) {
     if (thread >= threads) return;  // the pool grew since the scratch was sized
-    int64_t from = next.load(std::memory_order_relaxed);
-    if (from >= call->units) return;
+    int64_t from, to;
+    if (!shares.take(&from, &to)) return;
     const int64_t start = timeline ? now_ns() : 0;
-    while (from < call->units) {
-      const int64_t left = call->units - from;
-      const int64_t take = std::min(left, std::max(least, left / shares));
-      if (next.compare_exchange_weak(from, from + take, std::memory_order_relaxed)) {
-        run_units(from, from + take, thread);
-        from = next.load(std::memory_order_relaxed);
-      }
-    }
+    do run_units(from, to, thread);
+    while (shares.take(&from, &to));
     if (timeline) note(thread, start);
   }
 
   void note(int thread, int64_t start) {
     timeline->threads[static_cast<size_t>(thread)].push_back({number, start, now_ns()});
+  }
+};
+
+// Calls that take turns for a few lines, while threads share the lines of the last one.
+struct BandJob {
+  const ControlRecord &record;
+  const BandSlots &slots;
+  const BoundControl &bound;
+  const BoundCall *calls;  // of all the program
+  void *const *pointers;
+  const int64_t *dims;
+  uint8_t *scratch;
+  int64_t scratch_bytes;
+  int64_t threads;
+  Timeline *timeline;
+  // Each share computes again what lines before it have left: large shares.
+  int64_t least = (bound.trips - 1) / (threads * (ThreadPool::instance().crowded() ? 8 : 2)) + 1;
+  Shares shares{bound.trips, threads, least};
+  Failure failure{};
+  std::array<std::atomic<int64_t>, kMaxStages> spent{};
+
+  struct Lines {
+    int64_t first = 0, end = 0;
+  };
+  using Stages = std::array<Lines, kMaxStages>;
+
+  void share(int thread) {
+    if (thread >= threads) return;  // the pool grew since the scratch was sized
+    uint8_t *memory = scratch + scratch_bytes * thread;
+    for (int64_t from, to; shares.take(&from, &to);) {
+      Stages there{};  // nothing
+      const int64_t height = record.stages.back().height;
+      for (int64_t line = from, end; line < to; line = end) {
+        end = std::min({to, line + record.lines, (line / height + 1) * height});
+        const int32_t status = band({line, end}, memory, thread, &there);
+        if (status) return;
+      }
+    }
+  }
+
+  // What lines of each stage are computed for `last` lines of the last one; `there` is what each
+  // has left from the band before, which moves to where the new lines follow it.
+  Stages lines_for(Lines last, uint8_t *memory, Stages *there) const {
+    const size_t n = record.stages.size();
+    Stages fresh{};
+    fresh[n - 1] = last;
+    const int64_t image = last.first / record.stages[n - 1].height;
+    for (size_t s = n - 1; s-- > 0;) {
+      const StageRecord &stage = record.stages[s], &reader = record.stages[s + 1];
+      const Lines read = fresh[s + 1];
+      if (read.first >= read.end) continue;
+      const auto within = [&](int64_t line) {
+        return image * stage.height + std::clamp<int64_t>(line, 0, stage.height);
+      };
+      const int64_t base = image * reader.height;
+      const int64_t first = within((read.first - base) * reader.stride - reader.above);
+      const int64_t end = std::max(
+          first, within((read.end - 1 - base) * reader.stride - reader.above + reader.extent));
+      Lines &have = (*there)[s];
+      if (first >= have.first && end <= have.end) continue;
+      uint8_t *at = memory + bound.offsets[s];
+      fresh[s] = {first, end};
+      if (first >= have.first && first < have.end) {
+        fresh[s].first = have.end;
+        std::memmove(at, at + (first - have.first) * stage.bytes,
+                     static_cast<size_t>((have.end - first) * stage.bytes));
+      }
+      have = {first, end};
+    }
+    return fresh;
+  }
+
+  int32_t band(Lines last, uint8_t *memory, int thread, Stages *there) {
+    const Stages fresh = lines_for(last, memory, there);
+    void *own[kMaxBandSlots];
+    std::copy(pointers + slots.first, pointers + slots.first + slots.count, own);
+    for (const auto &l : slots.lines) {
+      // Where line 0 of all images would lie.
+      const int64_t before = (*there)[l.stage].first * record.stages[l.stage].bytes;
+      own[l.slot] = reinterpret_cast<void *>(
+          reinterpret_cast<uintptr_t>(memory + bound.offsets[l.stage]) -
+          static_cast<uintptr_t>(before));
+    }
+    for (size_t s = 0; s < record.stages.size(); ++s) {
+      const Lines lines = fresh[s];
+      if (lines.first >= lines.end) continue;
+      const BoundCall &c = calls[record.first + s];
+      nir_ctx ctx{memory + bound.memory,
+                  c.epilogue,
+                  own + (c.epilogue ? c.epilogue_args - slots.first : 0),
+                  dims + c.epilogue_dims,
+                  {0, 0}};
+      const int64_t start = timeline ? now_ns() : 0;
+      const int64_t width = record.stages[s].width;
+      const int32_t status = c.fn(&ctx, own + (c.args - slots.first), dims + c.dims,
+                                  lines.first * width, lines.end * width, 0, c.cols);
+      if (status) {
+        failure.note(last.first, record.first + s, status, ctx.detail);
+        return status;
+      }
+      if (timeline) {
+        const int64_t end = now_ns();
+        spent[s].fetch_add(end - start, std::memory_order_relaxed);
+        timeline->threads[static_cast<size_t>(thread)].push_back(
+            {static_cast<uint32_t>(record.first + s), start, end});
+      }
+    }
+    return 0;
   }
 };
 
@@ -136,7 +264,9 @@ void Executable::Run::run_calls(size_t first, size_t end, size_t control) {
     }
     const ControlRecord &c = controls[control];
     const ControlPlan &plan = exe_.controls_[control];
-    if (c.kind != kBranch)
+    if (c.kind == kBands)
+      run_bands(control);
+    else if (c.kind != kBranch)
       run_loop(control);
     else if (*static_cast<const uint8_t *>(context_->pointers[plan.predicate]))
       run_calls(c.first, c.second, control + 1);
@@ -198,6 +328,42 @@ void Executable::Run::run_loop(size_t control) {
   }
 }
 
+void Executable::Run::run_bands(size_t control) {
+  Context &c = *context_;
+  const Bound &bound = *c.bound;
+  const ControlRecord &record = exe_.program_.controls[control];
+  const int64_t start = timeline_ ? now_ns() : 0;
+  BandJob job{record,
+              exe_.controls_[control].bands,
+              bound.controls[control],
+              bound.calls.data(),
+              c.pointers.data(),
+              bound.dims.data(),
+              c.scratch,
+              bound.scratch,
+              threads_,
+              timeline_};
+  bool parallel = false;
+  for (uint32_t i = record.first; i < record.end; ++i) parallel |= bound.calls[i].parallel;
+  if (parallel && threads_ > 1)
+    ThreadPool::instance().run(
+        [](void *j, int thread) { static_cast<BandJob *>(j)->share(thread); }, &job);
+  else
+    job.share(0);
+  job.failure.raise();
+  if (!timeline_) return;
+  // The time of all of them, in the proportion of what each took on the threads.
+  const int64_t whole = now_ns() - start;
+  int64_t sum = 1;
+  for (const auto &s : job.spent) sum += s.load();
+  for (uint32_t i = record.first; i < record.end; ++i) {
+    const double part = static_cast<double>(job.spent[i - record.first].load()) /
+                        static_cast<double>(sum);
+    timeline_->calls[i].nanoseconds += static_cast<int64_t>(part * static_cast<double>(whole));
+    ++timeline_->calls[i].count;
+  }
+}
+
 void Executable::Run::run_call(size_t i) {
   Context &c = *context_;
   const Bound &bound = *c.bound;
@@ -213,7 +379,7 @@ void Executable::Run::run_call(size_t i) {
     else
       job.run_all();
     if (call.host) flush_->resume();
-    if (job.status) throw KernelError(job.status, i, job.detail[0], job.detail[1]);
+    job.failure.raise();
   }
   if (timeline_) {
     timeline_->calls[i].nanoseconds += now_ns() - start;

@@ -97,6 +97,7 @@ def matmul(op: Matmul) -> KernelCall | None:
         col_grain=(4 if by_columns else 2) * PANEL,
         scratch=(PACKED_ROWS * BLOCK_K + BLOCK_K * SLIVER) * size,
         work=_quarter(batch * m * n * k),
+        by_lines=layout == "packed" and not batch_axes and not op.transpose_lhs,
     )  # fmt: skip
 
 
@@ -110,10 +111,10 @@ def _row_grain(layout: str, m: Dim, by_columns: bool) -> int:
     """
     if not isinstance(m, int) or m <= MAX_ROWS:
         return 8
+    if m >= BATCH_ROWS and layout == "packed":
+        return 8
     if m >= BATCH_ROWS:
         return m if by_columns else 2 * MAX_ROWS
-    if layout == "packed":
-        return 8
     tiles = -(-m // MAX_ROWS)
     return -(-m // (tiles + tiles % 2))
 
@@ -225,6 +226,7 @@ def _convolution(op: Any, image: Any, input_grad: bool) -> KernelCall | None:
         ),
         work=_quarter(prod(y) * (taps * ci)),
         pack=None if op.weight_layout == "packed" else 1,
+        by_lines=planar,
     )
     if not depthwise:
         return call
@@ -236,6 +238,7 @@ def _convolution(op: Any, image: Any, input_grad: bool) -> KernelCall | None:
         scratch=taps * co * size + (kh + kw) * 32 + 7 * _LINE,
         col_grain=PANEL,
         pack=None,
+        by_lines=not input_grad,
     )
 
 

@@ -15,6 +15,8 @@ class KernelCall(Frozen):
     for convolutions), or None: a call with ``pack`` set says that the target covers the op, and
     becomes runnable once that operand is replaced.
     ``in_place``: operands whose storage the first result may take over.
+    ``by_lines``: rows are the pixels of the result, in order, and any range of them takes no more
+    from the first operand than the lines that the op's window meets, and costs its share.
     """
 
     kernel: str
@@ -27,3 +29,4 @@ class KernelCall(Frozen):
     work: Dim = 0
     pack: int | None = None
     in_place: tuple[int, ...] = ()
+    by_lines: bool = False
