@@ -20,6 +20,7 @@ BLOCK_K = 256
 PACKED_ROWS = 336
 SLIVER = 32
 MAX_ROWS = 14
+FEW_TILES = 8
 ROW_STEP = 16
 BATCH_ROWS = 512
 POINTERS = 3584
@@ -81,8 +82,7 @@ def matmul(op: Matmul) -> KernelCall | None:
     layout = "cols" if op.transpose_rhs else "rows"
     if b.layout == "panel16":
         layout, b_batch, b_stride = "packed", panels(n) * k * PANEL, 0
-    # To turn all of B for each piece costs more than to pack all of A: columns are cut.
-    by_columns = layout == "cols" and batch == 1 and _at_least(m, BATCH_ROWS) and _at_least(n, m)
+    by_columns = batch == 1 and _by_columns(layout, m, n)
     return KernelCall(
         f"nir_matmul_{dtype}_{layout}",
         (
@@ -93,7 +93,7 @@ def matmul(op: Matmul) -> KernelCall | None:
         ),
         rows=batch * m,
         cols=n,
-        row_grain=_row_grain(layout, m, by_columns),
+        row_grain=m if by_columns and isinstance(m, int) else _row_grain(layout, m),
         col_grain=(4 if by_columns else 2) * PANEL,
         scratch=(PACKED_ROWS * BLOCK_K + BLOCK_K * SLIVER) * size,
         work=_quarter(batch * m * n * k),
@@ -101,20 +101,26 @@ def matmul(op: Matmul) -> KernelCall | None:
     )  # fmt: skip
 
 
-def _at_least(d: Dim, least: Dim) -> bool:
-    return isinstance(d, int) and isinstance(least, int) and d >= least
+def _by_columns(layout: str, m: Dim, n: Dim) -> bool:
+    """Whether to bring all of B into panels for each piece costs more than to pack all of A."""
+    if not isinstance(m, int) or not isinstance(n, int):
+        return False
+    match layout:
+        case "cols":
+            return m >= BATCH_ROWS and n >= m
+        case "rows":
+            return MAX_ROWS < m <= FEW_TILES * MAX_ROWS and n >= 4 * m
+    return False
 
 
-def _row_grain(layout: str, m: Dim, by_columns: bool) -> int:
+def _row_grain(layout: str, m: Dim) -> int:
     """Rows that are not cut further. Each piece brings all of B into panels for itself, where B is
     not packed: so pieces are two full tiles, and few rows an even number of equal ones.
     """
     if not isinstance(m, int) or m <= MAX_ROWS:
         return 8
-    if m >= BATCH_ROWS and layout == "packed":
-        return 8
     if m >= BATCH_ROWS:
-        return m if by_columns else 2 * MAX_ROWS
+        return 8 if layout == "packed" else 2 * MAX_ROWS
     tiles = -(-m // MAX_ROWS)
     return -(-m // (tiles + tiles % 2))
 
