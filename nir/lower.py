@@ -275,7 +275,7 @@ class _Lowering:
         return Call(
             k.kernel, tuple(args), k.dims, k.rows, k.cols, k.row_grain, k.col_grain,
             k.scratch, k.work, None, op.name, locs, op.flops(), op.traffic(),
-            self.live,
+            self.live, (), k.even,
         )  # fmt: skip
 
     def call_loop(self, op: Fused) -> None:

@@ -305,7 +305,8 @@ def test_dtypes_without_a_kernel_are_refused() -> None:
     ("m", "n", "transpose", "rows", "cols"),
     [
         (10, 100, True, 8, 32),  # less than a tile
-        (100, 784, False, 13, 32),  # eight tiles of at most 13 rows
+        (100, 784, False, 100, 32),  # columns are cut, so that each is brought into panels once
+        (100, 300, False, 13, 32),  # eight tiles of at most 13 rows
         (50, 100, True, 13, 32),
         (512, 1024, False, 28, 32),  # two full tiles
         (512, 1024, True, 512, 64),  # columns are cut, so that each is turned once
@@ -319,4 +320,16 @@ def test_how_products_are_cut(m: Any, n: int, transpose: bool, rows: int, cols: 
     b = Value(next(_ids), TensorType(f32, (n, k) if transpose else (k, n)))
     call = cpu.KERNELS["matmul"](made(Matmul(a, b, False, transpose)))
     assert call is not None
-    assert (call.row_grain, call.col_grain) == (rows, cols)
+    assert (call.row_grain, call.col_grain, call.even) == (rows, cols, False)
+
+
+@pytest.mark.parametrize(("m", "n", "rows"), [(64, 512, 64), (512, 64, 28), (200, 64, 13)])
+def test_a_large_operand_is_brought_into_panels_by_as_few_pieces_as_threads(
+    m: int, n: int, rows: int
+) -> None:
+    k = 1 << 16
+    a = Value(next(_ids), TensorType(f32, (k, m)))
+    b = Value(next(_ids), TensorType(f32, (k, n)))
+    call = cpu.KERNELS["matmul"](made(Matmul(a, b, True, False)))
+    assert call is not None
+    assert (call.row_grain, call.col_grain, call.even) == (rows, 32, m < 512)

@@ -115,6 +115,20 @@ def test_a_convolution_of_one_tap_is_a_layer_of_pixels(layout: str) -> None:
     assert after.count()["matmul"] == 1 and "conv2d_input_grad" not in after.count()
 
 
+@pytest.mark.parametrize("layout", ["HWIO", "OIHW"])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
+def test_the_gradient_of_one_tap_is_a_product_over_pixels(
+    layout: str, stride: tuple[int, int]
+) -> None:
+    def back(x: Expr, dy: Expr) -> Expr:
+        return x.conv2d_weight_grad(dy, kernel_size=(1, 1), stride=stride, weight_layout=layout)
+
+    size = "3,2" if stride != (1, 1) else "5,6"
+    after = unchanged(graph_of(back, "f32[2,5,6,6]", f"f32[2,{size},4]"))
+    assert after.count()["matmul"] == 1 and "conv2d_weight_grad" not in after.count()
+    assert after.count().get("slice", 0) == (stride != (1, 1))
+
+
 @pytest.mark.parametrize("window", [{"stride": (2, 2)}, {"padding": ((1, 1), (0, 0))}])
 def test_other_convolutions_of_one_tap_stay(window: dict[str, tuple[object, ...]]) -> None:
     graph = graph_of(lambda x, w: x.conv2d(w, **window), "f32[2,4,4,6]", "f32[1,1,6,4]")

@@ -73,7 +73,8 @@ class Call(Frozen):
     """One kernel call. ``args`` index Program.buffers.
 
     The iteration space is ``rows`` x ``cols``; threads get ranges that are multiples of the grains
-    (or end at the edge). ``work`` estimates the call's cost in bytes moved or flops / 8 and
+    (or end at the edge). ``even`` calls repeat work in each piece: a thread gets one share, as long
+    as nothing stops the others. ``work`` estimates the call's cost in bytes moved or flops / 8 and
     decides whether it is worth a second thread. ``flops`` and ``traffic`` are those of the op (see
     `nir.ir.op.Op`), ``live`` the bytes of intermediate results and outputs that are kept while it
     runs: what profiles are made from. ``shares`` says how much of the call belongs to each line, in
@@ -96,6 +97,7 @@ class Call(Frozen):
     traffic: Dim = 0
     live: Dim = 0
     shares: tuple[tuple[Location, int], ...] = ()
+    even: bool = False
 
 
 class Carry(Frozen):

@@ -136,6 +136,7 @@ def _call(c: Call) -> str:
     notes += [f"rows={dim_text(c.rows)}", f"cols={dim_text(c.cols)}"]
     notes += [f"row_grain={c.row_grain}"] if c.row_grain != 1 else []
     notes += [f"col_grain={c.col_grain}"] if c.col_grain else []
+    notes += ["even"] if c.even else []
     notes += [f"scratch={dim_text(c.scratch)}"] if c.scratch != 0 else []
     notes += [f"work={dim_text(c.work)}"] if c.work != 0 else []
     if c.epilogue is not None:

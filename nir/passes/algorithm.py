@@ -46,10 +46,12 @@ def algorithms(op: Any, target: Target) -> tuple[str, ...]:
         return ("direct",)
     w = op.result.type.shape if back else op.w.type.shape
     kernel = w[:2] if op.weight_layout == "HWIO" else w[2:]
-    if (op.stride, op.dilation, op.groups) != ((1, 1), (1, 1), 1):
+    if op.groups != 1:
         return ("direct",)
-    if kernel == (1, 1) and op.padding == ((0, 0), (0, 0)):
-        return ("direct",) if back else ("direct", "product")
+    if kernel == (1, 1) and op.padding == ((0, 0), (0, 0)) and (back or op.stride == (1, 1)):
+        return ("direct", "product")
+    if (op.stride, op.dilation) != ((1, 1), (1, 1)):
+        return ("direct",)
     x, y = _images(op)
     static = all(isinstance(n, int) for n in (*x[1:], *y[1:]))
     if kernel == (3, 3) and static and max(map(max, op.padding)) <= 2:

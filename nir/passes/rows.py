@@ -3,7 +3,8 @@
 A linear layer on [N, T, K] is one product of N T rows, [N T, K] x [K, M], and a reshape. The ops
 behind it (bias, activation, residual, norm) do not care how rows are counted, so the reshape moves
 behind them, as far as they agree. Then they follow the product directly, and become its epilogue.
-A 1 x 1 convolution is such a layer too, of pixels: the kernel of products packs its operands.
+A 1 x 1 convolution is such a layer too, of pixels, and so is the gradient of its weight: the kernel
+of products packs its operands.
 
 requires: nothing.  ensures: nothing; values do not change, only how leading axes are split.
 """
@@ -22,12 +23,14 @@ from nir.ops import (
     Broadcast,
     Conv2d,
     Conv2dInputGrad,
+    Conv2dWeightGrad,
     Full,
     Matmul,
     Max,
     Min,
     Prod,
     Reshape,
+    Slice,
     Sum,
     Transpose,
 )
@@ -39,7 +42,9 @@ from nir.passes.rewrite import Context, Rules, everywhere, merge_rules, rewrite
 def rows(graph: Graph, target: Target) -> Graph:
     """``graph`` with what follows products of many rows in two axes, (rows, columns)."""
     multiply = functools.partial(multiply_pixels, target)
-    rules = merge_rules(RULES, {cls: (multiply,) for cls in (Conv2d, Conv2dInputGrad)})
+    sums = functools.partial(sum_products, target)
+    pixels: Rules = {Conv2d: (multiply,), Conv2dInputGrad: (multiply,), Conv2dWeightGrad: (sums,)}
+    rules = merge_rules(RULES, pixels)
     return everywhere(graph, lambda g: rewrite(g, rules))
 
 
@@ -54,6 +59,23 @@ def multiply_pixels(target: Target, ctx: Context, op: Any) -> Sequence[Value] | 
     transposed = oihw != isinstance(op, Conv2dInputGrad)
     y = ctx.emit(Matmul(pixels, matrix, transpose_rhs=transposed))
     return [ctx.emit(Reshape(y, op.result.type.shape))]
+
+
+def sum_products(target: Target, ctx: Context, op: Conv2dWeightGrad) -> Sequence[Value] | None:
+    """The gradient of a 1 x 1 weight: x' dy over all pixels, of x those that the window meets."""
+    x, dy, (h, w) = op.x, op.dy, op.stride
+    if algorithm(op, target) != "product" or isinstance(ctx.producer(x), Transpose):
+        return None
+    if op.stride != (1, 1):
+        shape = (*dy.type.shape[:3], x.type.shape[3])
+        x = ctx.emit(Slice(x, (0, 0, 0, 0), shape, (1, h, w, 1)))
+    pixels, slopes = (
+        ctx.emit(Reshape(v, (prod(v.type.shape[:3]), v.type.shape[3]))) for v in (x, dy)
+    )
+    if op.weight_layout == "OIHW":
+        pixels, slopes = slopes, pixels
+    product = ctx.emit(Matmul(pixels, slopes, transpose_lhs=True))
+    return [ctx.emit(Reshape(product, op.result.type.shape))]
 
 
 def sink_elementwise(ctx: Context, op: Op) -> Sequence[Value] | None:

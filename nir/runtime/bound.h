@@ -16,6 +16,7 @@ struct BoundCall {
   int64_t units;  // grains of that axis
   int64_t pieces;  // into which it is worth cutting
   bool by_cols;
+  bool even;
   bool parallel;
   bool host;
 };

@@ -17,7 +17,7 @@ table, `dim` a u32 index into the polynomial table; `[x]` is a u32 count and tha
     buffers     [kind u8: 0 input 1 output 2 constant 3 arena 4 before 5 after 6 lines, index u32,
                 offset dim, nbytes dim, moves [loop u32, stride dim]]
     calls       [kernel u32, args [u32], dims [dim], rows dim, cols dim, row grain i64,
-                col grain i64, scratch dim, work dim,
+                col grain i64, even u8, scratch dim, work dim,
                 epilogue u8, and if it is 1: kernel u32, args [u32], dims [dim],
                 op str, locations [file str, line u32, of a gradient u8, share u32],
                 flops dim, traffic dim, live dim]
@@ -210,7 +210,7 @@ class _Writer:
         self._site(c)
         self._dim(c.rows)
         self._dim(c.cols)
-        self._pack("<qq", c.row_grain, c.col_grain)
+        self._pack("<qqB", c.row_grain, c.col_grain, c.even)
         self._dim(c.scratch)
         self._dim(c.work)
         self._pack("<B", c.epilogue is not None)
@@ -440,7 +440,7 @@ class _Decoder:
     def call(self) -> Call:
         kernel, args, dims = self.site()
         rows, cols = self.dim(), self.dim()
-        row_grain, col_grain = self.take("<qq")
+        row_grain, col_grain, even = self.take("<qqB")
         scratch, work = self.dim(), self.dim()
         epilogue = Epilogue(*self.site()) if self.take("<B")[0] else None
         op = self.string()
@@ -450,7 +450,7 @@ class _Decoder:
         flops, traffic, live = self.dim(), self.dim(), self.dim()
         return Call(
             kernel, args, dims, rows, cols, row_grain, col_grain, scratch, work, epilogue, op, locs,
-            flops, traffic, live, shares,
+            flops, traffic, live, shares, bool(even),
         )  # fmt: skip
 
     def location(self) -> tuple[Location, int]:

@@ -422,6 +422,7 @@ std::shared_ptr<const Executable::Bound> Executable::evaluate(
                    col_units > kManyColumns * row_units;
     call.grain = call.by_cols ? c.col_grain : c.row_grain;
     call.units = call.by_cols ? col_units : row_units;
+    call.even = c.even;
     const int64_t work = values[c.work];
     call.host = program_.kernels[c.kernel].source == kHost;
     call.parallel = call.units > 1 && work >= kSerialWork && !call.host;

@@ -421,7 +421,7 @@ class ProgramReader {
   }
 
   void read_calls() {
-    const uint32_t n = r_.count(52, "calls");
+    const uint32_t n = r_.count(53, "calls");
     p_.calls.reserve(n);
     for (uint32_t i = 0; i < n; ++i) {
       CallRecord c;
@@ -433,6 +433,7 @@ class ProgramReader {
       c.row_grain = r_.i64();
       c.col_grain = r_.i64();
       if (c.row_grain < 1 || c.col_grain < 0) damaged("a grain");
+      c.even = flag("an even call");
       c.scratch = poly();
       c.work = poly();
       c.has_epilogue = flag("an epilogue flag");

@@ -121,6 +121,7 @@ struct CallRecord {
   std::vector<PolyId> dims;
   PolyId rows, cols;
   int64_t row_grain, col_grain;
+  bool even = false;  // each piece repeats work
   PolyId scratch, work;
   bool has_epilogue = false;
   uint32_t epilogue_kernel = 0;

@@ -78,12 +78,16 @@ struct Job {
   Shares shares{call->units, threads, least_units()};
   Failure failure{};
 
-  // Units worth a claim: a short call is cut once for each thread, and so are a few units while
-  // nothing stops one of the threads.
+  // Units worth a claim. A short call is cut once for each thread, and so are a few units, or
+  // pieces that repeat work, while nothing stops one of the threads.
   int64_t least_units() const {
-    const int64_t pieces = round_up(call->pieces, threads);
-    const bool few = !ThreadPool::instance().crowded() && call->units <= 2 * threads;
-    return (call->units - 1) / (few ? threads : pieces) + 1;
+    const bool crowded = ThreadPool::instance().crowded();
+    int64_t pieces = round_up(call->pieces, threads);
+    if (call->even)
+      pieces = std::min(pieces, threads * (crowded ? 2 : 1));
+    else if (!crowded && call->units <= 2 * threads)
+      pieces = threads;
+    return (call->units - 1) / pieces + 1;
   }
 
   void run_units(int64_t from, int64_t to, int thread) {

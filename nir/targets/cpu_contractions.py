@@ -21,6 +21,7 @@ PACKED_ROWS = 336
 SLIVER = 32
 MAX_ROWS = 14
 FEW_TILES = 8
+MANY_ELEMENTS = 1 << 21
 ROW_STEP = 16
 BATCH_ROWS = 512
 POINTERS = 3584
@@ -82,7 +83,7 @@ def matmul(op: Matmul) -> KernelCall | None:
     layout = "cols" if op.transpose_rhs else "rows"
     if b.layout == "panel16":
         layout, b_batch, b_stride = "packed", panels(n) * k * PANEL, 0
-    by_columns = batch == 1 and _by_columns(layout, m, n)
+    row_grain, col_grain, even = _grains(layout, batch, m, n, k)
     return KernelCall(
         f"nir_matmul_{dtype}_{layout}",
         (
@@ -93,36 +94,38 @@ def matmul(op: Matmul) -> KernelCall | None:
         ),
         rows=batch * m,
         cols=n,
-        row_grain=m if by_columns and isinstance(m, int) else _row_grain(layout, m),
-        col_grain=(4 if by_columns else 2) * PANEL,
+        row_grain=row_grain,
+        col_grain=col_grain,
+        even=even,
         scratch=(PACKED_ROWS * BLOCK_K + BLOCK_K * SLIVER) * size,
         work=_quarter(batch * m * n * k),
         by_lines=layout == "packed" and not batch_axes and not op.transpose_lhs,
     )  # fmt: skip
 
 
-def _by_columns(layout: str, m: Dim, n: Dim) -> bool:
-    """Whether to bring all of B into panels for each piece costs more than to pack all of A."""
-    if not isinstance(m, int) or not isinstance(n, int):
-        return False
-    match layout:
-        case "cols":
-            return m >= BATCH_ROWS and n >= m
-        case "rows":
-            return MAX_ROWS < m <= FEW_TILES * MAX_ROWS and n >= 4 * m
-    return False
+def _grains(layout: str, batch: Dim, m: Dim, n: Dim, k: Dim) -> tuple[int, int, bool]:
+    """Rows and columns of a product that are not cut further, and whether to cut it evenly.
 
-
-def _row_grain(layout: str, m: Dim) -> int:
-    """Rows that are not cut further. Each piece brings all of B into panels for itself, where B is
-    not packed: so pieces are two full tiles, and few rows an even number of equal ones.
+    Each piece brings what it multiplies of B into panels for itself, where B is not packed, and
+    each piece of columns packs A. So what costs less is repeated, and a B that no cache holds is
+    read by as few pieces as there are threads.
     """
+    narrow = 2 * PANEL
     if not isinstance(m, int) or m <= MAX_ROWS:
-        return 8
-    if m >= BATCH_ROWS:
-        return 8 if layout == "packed" else 2 * MAX_ROWS
+        return 8, narrow, False
     tiles = -(-m // MAX_ROWS)
-    return -(-m // (tiles + tiles % 2))
+    few = -(-m // (tiles + tiles % 2))
+    if isinstance(n, int) and isinstance(k, int) and batch == 1:
+        match layout:
+            case "cols" if m >= BATCH_ROWS and n >= m:
+                return m, 2 * narrow, False
+            case "rows" if m < BATCH_ROWS and k * n >= MANY_ELEMENTS:
+                return (m, narrow, True) if n > m else (few, narrow, True)
+            case "rows" if m <= FEW_TILES * MAX_ROWS and n >= 4 * m:
+                return m, narrow, False
+    if m < BATCH_ROWS:
+        return few, narrow, False
+    return (8 if layout == "packed" else 2 * MAX_ROWS), narrow, False
 
 
 def _quarter(products: Dim) -> Dim:
@@ -315,6 +318,7 @@ def conv2d_weight_grad(op: Conv2dWeightGrad) -> KernelCall | None:
             cols=co,
             row_grain=max(1, ci),
             col_grain=PANEL,
+            even=True,
             scratch=(points + max(ci, co)) * size + 5 * _LINE,
             work=_quarter(prod(dy.shape) * (4 * ci)),
         )

@@ -30,3 +30,4 @@ class KernelCall(Frozen):
     pack: int | None = None
     in_place: tuple[int, ...] = ()
     by_lines: bool = False
+    even: bool = False
