@@ -26,8 +26,8 @@ constexpr int64_t kResidentB = 1 << 14;
 // Steps from what is multiplied to what is fetched: the time that the third cache or DRAM takes.
 // Rows that are a power of two apart share few sets of L2, which then hold no more than so many.
 constexpr int64_t kAhead = 48, kAheadOfFewRows = 64, kAheadInPanels = 128;
-// Columns that share a row of A which is not packed: below, packing costs more than it saves. Panels
-// are there for tiles of four vectors, in which a row is read half as often.
+// Columns that share a row of A which is not packed: below, packing costs more than it saves. Where
+// B is in panels, tiles of four vectors read a row half as often.
 constexpr int64_t kFewColumns = 32, kFewInPanels = 128;
 
 template <class T>
@@ -93,7 +93,8 @@ int32_t block(nir_ctx *ctx, const Problem<T> &p, int64_t m0, int64_t m1, int64_t
   static constexpr KeepTable<T, kPackA> keeping{};
   constexpr int W = kLanes<T>;
   constexpr int64_t kNarrow = kPanel > 2 * W ? kPanel : 2 * W;
-  const bool wide = !kPackA && p.layout == kPanels;
+  // Rows of B are left in panels by tiles of more rows than that.
+  const bool wide = !kPackA && p.layout != kRows;
   const Largest largest = wide ? largest_tile<T>(c1 - c0) : Largest{kMaxRows, kNarrow};
   const int64_t total = m1 - m0, tiles = ceil_div(total, largest.rows);
   // One tile of rows takes all the columns it can; many tiles share a sliver of B that stays in L1.
@@ -103,7 +104,7 @@ int32_t block(nir_ctx *ctx, const Problem<T> &p, int64_t m0, int64_t m1, int64_t
                          : tiles > 1 || p.layout == kCols ? largest.columns
                                                           : max64(kPanel, kMaxVectors * W);
   T *packed = static_cast<T *>(ctx->scratch);
-  T *panels = packed + kPackedRows * kBlockK;
+  T *panels = kPackA ? packed + kPackedRows * kBlockK : packed;
   const int64_t zero_offset = 0;
   for (int64_t k0 = 0; k0 < p.K; k0 += kBlockK) {
     const int32_t steps = static_cast<int32_t>(min64(kBlockK, p.K - k0));
@@ -204,7 +205,7 @@ int32_t matmul(nir_ctx *ctx, void *const *ptrs, const int64_t *d, int64_t r0, in
       zero_rows(p.c + m0 * p.c_m + c0, p.c_m, m1 - m0, c1 - c0);
       status = finish(ctx, r, r + (m1 - m0), c0, c1);
     } else if (d[8] != 1 ||
-               (m1 - m0 > 4 && c1 - c0 > (layout == kPanels ? kFewInPanels : kFewColumns))) {
+               (m1 - m0 > 4 && c1 - c0 > (layout == kRows ? kFewColumns : kFewInPanels))) {
       status = block<T, true>(ctx, p, m0, m1, c0, c1, r);
     } else {
       status = block<T, false>(ctx, p, m0, m1, c0, c1, r);
