@@ -1,9 +1,9 @@
-"""Where a training step's time goes, call by call: python -m benchmarks.timeline WORKLOAD.
+"""Where a step's time goes, call by call: python -m benchmarks.timeline WORKLOAD.
 
-The times are those of real steps, state overwritten in place. A call's rate is what the compiler
-estimates that it must do, over its time: floating-point operations for products, bytes for the
-rest, each also as a share of the machine's measured roof. What lies between the calls and the step
-is the front end's.
+The times are those of real steps; training overwrites its state in place. A call's rate is what the
+compiler estimates that it must do, over its time: floating-point operations for products, bytes for
+the rest, each also as a share of the machine's measured roof. What lies between the calls and the
+step is the front end's.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import roof, workloads
+from benchmarks.workloads import Step
 from nir.ir.bind import bind_shapes
 from nir.ir.dim import evaluate
 from nir.ir.graph import location_text
+from nir.runtime import Executable
 
 _STEPS = 20  # of each kind; fewer where they are long
 _PRODUCTS = ("matmul", "conv", "attention", "attend")
@@ -30,12 +32,14 @@ def main() -> None:
     parser.add_argument("--kinds", type=int, default=12, help="how many kinds to list")
     parser.add_argument("--order", action="store_true", help="in the order of the program")
     args = parser.parse_args()
-    step: Any = workloads.load(args.workload).peers["nir"]()
-    whole, runs, calls = timed(step)
+    step = workloads.load(args.workload).peers["nir"]()
+    step()
+    executable, shapes = observed(step)
+    whole, runs, calls, counts = timed(step, executable)
     limits = roof.measure(2)
     print(f"{args.workload}: step {whole * 1e3:.3f} ms, calls {sum(calls) * 1e3:.3f} ms,")
     print(f"run {runs * 1e3:.3f} ms, front end {(whole - runs) * 1e3:.3f} ms; {limits}")
-    rows = described(step, calls)
+    rows = described(executable, shapes, calls, counts)
     total: dict[str, float] = {}
     for seconds, kind, *_ in rows:
         total[kind] = total.get(kind, 0.0) + seconds
@@ -54,22 +58,38 @@ def main() -> None:
         )
 
 
-def timed(step: Any) -> tuple[float, float, list[float]]:
-    """Medians: seconds of a step, of its run, and of each call when they are timed."""
-    step()
-    executable = step.train.executable
+def observed(step: Step) -> tuple[Any, list[tuple[int, ...]]]:
+    """The largest executable that a step runs, and the shapes of its inputs."""
+    found: list[tuple[Any, list[tuple[int, ...]]]] = []
+    plain = Executable.run
+
+    def noted(self: Any, inputs: Sequence[Any], *rest: Any) -> Any:
+        found.append((self, [tuple(x.shape) for x in inputs]))
+        return plain(self, inputs, *rest)
+
+    Executable.run = noted  # type: ignore[method-assign]
+    try:
+        step()
+    finally:
+        Executable.run = plain  # type: ignore[method-assign]
+    return max(found, key=lambda f: len(f[0].program.calls))
+
+
+def timed(step: Step, executable: Any) -> tuple[float, float, list[float], list[int]]:
+    """Medians: seconds of a step, of its run, and of each call when they are timed; how often each
+    call ran."""
     core, plain = executable._core, executable.run
     wholes: list[float] = []
     runs: list[float] = []
     noted: list[dict[str, Any]] = []
 
-    def clocked(inputs: Sequence[Any], donate: Sequence[int], in_place: bool) -> Any:
+    def clocked(inputs: Sequence[Any], donate: Sequence[int] = (), in_place: bool = False) -> Any:
         start = time.perf_counter()
         outputs = core.run(inputs, donate, None, in_place)
         runs.append(time.perf_counter() - start)
         return outputs
 
-    def profiled(inputs: Sequence[Any], donate: Sequence[int], in_place: bool) -> Any:
+    def profiled(inputs: Sequence[Any], donate: Sequence[int] = (), in_place: bool = False) -> Any:
         noted.append({})
         return core.run(inputs, donate, noted[-1], in_place)
 
@@ -84,20 +104,23 @@ def timed(step: Any) -> tuple[float, float, list[float]]:
         executable.run = profiled
         step()
     executable.run = plain
-    step.counts = [count for _, count in noted[0]["calls"]]
+    counts = [count for _, count in noted[0]["calls"]]
     times = zip(*([ns for ns, _ in n["calls"]] for n in noted), strict=True)
     calls = [statistics.median(t) * 1e-9 for t in times]
-    return statistics.median(wholes), statistics.median(runs), calls
+    return statistics.median(wholes), statistics.median(runs), calls, counts
 
 
-def described(step: Any, calls: Sequence[float]) -> list[tuple[float, str, int, float, str]]:
+def described(
+    executable: Any,
+    shapes: Sequence[tuple[int, ...]],
+    calls: Sequence[float],
+    counts: Sequence[int],
+) -> list[tuple[float, str, int, float, str]]:
     """(seconds, kind, count, work, words) of each call."""
-    executable = step.train.executable
     program = executable.program
-    given = [t.shape for t in step.arguments()]
-    env = bind_shapes(program.inputs[: len(given)], given, program.input_names[: len(given)])
+    env = bind_shapes(program.inputs, shapes, program.input_names)
     out = []
-    sites = zip(calls, program.calls, executable.sites, step.counts, strict=True)
+    sites = zip(calls, program.calls, executable.sites, counts, strict=True)
     for seconds, call, (op, locs), count in sites:
         dims = "x".join(str(evaluate(d, env)) for d in call.dims)
         kind = "products" if any(p in call.kernel for p in _PRODUCTS) else _kind(call.kernel)

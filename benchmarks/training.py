@@ -49,10 +49,6 @@ class NirStep:
         loss: float = self.train(*next(self._turn)).item()
         return loss
 
-    def arguments(self) -> Any:
-        """What the function is called with."""
-        return self.batches[0]
-
 
 def torch_step(
     model: Any, batches: Sequence[Any], *, compiled: bool = False, channels_last: bool = False
