@@ -135,6 +135,8 @@ def test_small_images_and_shared_results_stay(
     assert not banded(built(Shared(), "f32[1,8,9,9]", monkeypatch, tmp_path, _WORTH=0))
     heavy = Inverted(c=64, expand=8, out=64, padding=1)
     assert not banded(built(heavy, "f32[1,64,9,9]", monkeypatch, tmp_path, _WORTH=0))
+    long_lines = Inverted(expand=6, padding=1)
+    assert not banded(built(long_lines, "f32[1,8,4,2000]", monkeypatch, tmp_path, _WORTH=1))
 
 
 def test_results_between_take_no_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

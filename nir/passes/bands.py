@@ -24,8 +24,9 @@ from nir.passes.rewrite import everywhere
 
 # Intermediate results from this size on do not stay in the caches of two cores.
 _WORTH = 1 << 20
-# Lines that a thread keeps: half of a second-level cache of 1 MB, beside operands and weights.
-_KEPT = 1 << 19
+# Lines that a thread keeps: half of a second-level cache of 1 MB, beside operands and weights. More
+# than all of it would not stay there either.
+_KEPT, _MOST = 1 << 19, 1 << 20
 # Weights that are read again for each band.
 _WEIGHTS = 1 << 17
 
@@ -160,6 +161,8 @@ def _banded(found: _Chain) -> Op | None:
             same = read is op.result
             new[read] = result if same else b.emit(Reshape(result, read.type.shape), op.locs)[0]
     body = b.build([result])
+    if layout(body, 1).memory > _MOST:
+        return None
     lines = 1
     height = convs[-1].result.type.shape[1]
     assert isinstance(height, int)

@@ -143,8 +143,8 @@ constexpr uint32_t kMaxNesting = 64;
 struct StageRecord {
   int64_t height, width, stride, above, extent, kept, bytes;
 };
-// Lines, rows and bytes of a stage, so that no product of three overflows.
-constexpr int64_t kMaxStage = int64_t{1} << 20;
+// Each number of a stage, so that no product of two and a sum overflow.
+constexpr int64_t kMaxStage = INT32_MAX;
 // Arguments of all the calls in bands: a thread has a copy of them on its stack.
 constexpr uint32_t kMaxBandSlots = 128;
 constexpr uint32_t kMaxStages = 8;
