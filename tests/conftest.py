@@ -13,6 +13,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # It takes minutes, with processes of its own: last, it would be waited for.
+    items.sort(key=lambda item: item.path.name != "test_fuzz_cpu.py")
+
+
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Golden:
     """Compare with a file in tests/golden (see golden.py)."""
